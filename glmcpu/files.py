@@ -1,0 +1,191 @@
+"""The one door to the file system: every open for reading and every write of the package goes through here.
+
+Reading refuses what is not a regular file before a read can block (a FIFO, a device). Writing is whole or not at all:
+
+    temporary file beside the target -> write -> fsync -> rename over the target -> fsync of the folder
+
+so a crash, a full disk or Ctrl-C leaves what was there before. The temporary file is locked while its writer lives;
+a later run removes those whose writer is gone, and never one that is still being written.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from glmcpu.errors import DataError, GlmcpuError, MachineError, UsageError, printable
+from glmcpu.memory import megabytes
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_PARTIAL = ".glmcpu-partial"
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file for reading, unbuffered.
+
+    Raises DataError when there is none or it is something else (a folder, a device), MachineError when the
+    system refuses.
+    """
+    name = printable(os.fspath(path), 200)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{name}: is a folder, not a file") from error
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{name}: cannot be opened: {reason(error)}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{name}: is not a regular file; give the file itself, not a folder, pipe or device")
+    return io.FileIO(descriptor, "rb", closefd=True)
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The whole file; raises DataError when it is larger than `limit` bytes."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise DataError(f"{printable(os.fspath(path), 200)}: {size:,} bytes, and at most {limit:,} are accepted")
+        chunks = []
+        while chunk := file.read(1 << 20):
+            chunks.append(chunk)
+            if sum(map(len, chunks)) > limit:
+                raise DataError(f"{printable(os.fspath(path), 200)}: grows while it is read; wait for its writer")
+        return b"".join(chunks)
+
+
+def reason(error: BaseException) -> str:
+    """The system's own words for a failure, without number or path."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def require_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises MachineError when the disk of `folder` has less room than `what` needs."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise MachineError(
+            f"{printable(folder, 200)}: no space for {what}: {megabytes(needed_bytes)} needed, {megabytes(free)} free; "
+            "free some, or name a DESTINATION on another disk"
+        )
+
+
+@contextlib.contextmanager
+def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file object whose content replaces `target` when the block ends well, and is thrown away when it does not.
+
+    Raises MachineError when the system refuses (no space, no permission, another run is writing the same
+    target) and UsageError when `target` is a folder. The mode is 0666 less the umask, as for any new file.
+    """
+    path = Path(os.path.realpath(target))
+    name = printable(path, 200)
+    if path.is_dir():
+        raise UsageError(f"{name}: is a folder; name a file in it")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _claim(path):
+            _remove_abandoned(path)
+            try:
+                with _open_new(partial) as file:
+                    _lock(file)
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, path)
+                _sync_folder(path.parent)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(partial)
+                raise
+    except GlmcpuError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MachineError(f"{name}: no space left to write it; free some and run again") from error
+        raise MachineError(f"{name}: cannot be written: {reason(error)}") from error
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Writes a small UTF-8 file, whole or not at all."""
+    with atomic_write(target) as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+
+
+def remove(path: Path) -> None:
+    """Deletes a file; raises MachineError when the system refuses."""
+    try:
+        os.unlink(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise MachineError(f"{printable(path, 200)}: cannot be removed: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _claim(path: Path) -> Iterator[None]:
+    """Holds the right to write `path`, so that two runs never write one target at once."""
+    lock = path.with_name(f".{path.name}.glmcpu-lock")
+    with open(lock, "ab") as file:
+        if not _lock(file):
+            raise MachineError(f"{printable(path, 200)}: another glmcpu is writing it; wait for that one to end")
+        try:
+            yield
+        finally:
+            if sys.platform != "win32":  # Windows cannot unlink an open file; an empty lock file stays there
+                with contextlib.suppress(OSError):
+                    os.unlink(lock)
+
+
+def _open_new(path: Path) -> BinaryIO:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666), "w+b")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Deletes temporary files of earlier runs that were killed; a live writer's is locked and stays."""
+    for leftover in path.parent.glob(f".{_glob_escape(path.name)}.*{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            with open(leftover, "r+b") as file:
+                abandoned = _lock(file)
+            if abandoned:
+                os.unlink(leftover)
+
+
+def _glob_escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Takes the file's advisory lock without waiting; False when another process holds it."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A file system without locks (some NFS) must not stop the work.
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename or unlink durable; Windows offers nothing of the kind for folders."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

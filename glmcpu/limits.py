@@ -1,0 +1,40 @@
+"""Every bound on what comes from outside, in one place.
+
+A checkpoint is data from a stranger. Each number it states is compared with one of these, in Python integers, before
+anything is allocated or looped over. The values are far above what ChatGLM-6B needs and far below what hurts.
+"""
+
+# checkpoint files
+CONFIG_BYTES = 1 << 20
+INDEX_BYTES = 8 << 20
+JSON_DEPTH = 32
+SAFETENSORS_HEADER_BYTES = 8 << 20
+TENSORS = 4096
+TENSOR_NAME_CHARS = 256
+ZIP_MEMBERS = 4096
+PICKLE_BYTES = 16 << 20
+PICKLE_DEPTH = 64
+PICKLE_OPCODES = 1_000_000
+PICKLE_STACK = 100_000
+TENSOR_RANK = 4
+
+# tokenizer
+TOKENIZER_BYTES = 64 << 20
+TOKENIZER_PIECES = 1_000_000
+PIECE_BYTES = 4096
+
+# architecture: each hyperparameter's largest value
+CHANNELS = 1 << 16
+LAYERS = 1024
+HEADS = 1024
+FEED_FORWARD = 1 << 20
+VOCABULARY = 1 << 20
+CONTEXT = 1 << 20
+
+# conversation
+INPUT_BYTES = 1 << 20
+CONVERSATION_BYTES = 64 << 20
+
+# hub
+DOWNLOAD_RETRIES = 5
+DOWNLOAD_STALL_S = 30.0
