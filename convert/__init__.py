@@ -1,0 +1,184 @@
+"""From a checkpoint to a packed model: `glmcpu.convert.convert`.
+
+    folder or hub name -> checkpoint (readers without torch) -> official names and shapes checked -> packed file
+
+What is checked before the first byte is written: that the files are whole and of one revision, that every tensor the
+config demands is there in the right shape, that the disk has room.
+"""
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from glmcpu import files, formats, limits, packed, store
+from glmcpu.errors import DataError, GlmcpuError, UsageError, printable
+from glmcpu.models import chatglm as model
+from glmcpu.tokenizers.chatglm import Tokenizer
+
+from . import chatglm, writer
+from .checkpoint import Checkpoint, open_checkpoint
+
+Progress = Callable[[str, int, int], None]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str] | None = None,
+    *,
+    weights: str = "int4_g32",
+    progress: Progress | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Path:
+    """Converts a checkpoint into one packed file and returns its path.
+
+    source       a folder, or the name of a model on the hub ("THUDM/chatglm-6b"; `revision` and `offline` are for it)
+    destination  a file; default: NAME-WEIGHTS.safetensors in the models folder. An earlier packed model is replaced
+    weights      a format: f32 f16 int8 int4 int4_g32
+    tokenizer    ice_text.model, when the folder has none; without one the model speaks ids only
+    progress     progress(stage, bytes done, bytes in all)
+
+    An official int8 or int4 checkpoint keeps its codes and scales when `weights` is the same number of bits. Raises
+    UsageError, DataError, MachineError or NetworkError; what was at `destination` before is then untouched.
+    """
+    formats.load(weights)
+    report = progress or (lambda stage, done, total: None)
+    folder, name, hashes = _locate(os.fspath(source), revision, offline, report)
+    target = store.home() / f"{name}-{weights}{store.SUFFIX}" if destination is None else Path(destination)
+    with open_checkpoint(folder) as checkpoint:
+        _check_target(target, checkpoint)
+        config_name = printable(folder / "config.json", 200)
+        config = chatglm.read_config(checkpoint.config, checkpoint.tokenizer_config, config_name)
+        sources = chatglm.sources(checkpoint, config, printable(folder, 200))
+        chosen = _formats(checkpoint, sources, weights)
+        contents = packed.Contents(
+            generation=model.GENERATION,
+            weights=weights,
+            config=asdict(config),
+            formats=chosen,
+            source=_source(checkpoint, revision if hashes else None),
+            checksums={},
+        )
+        data = _tokenizer(checkpoint, tokenizer, config)
+        job = writer.Job(checkpoint, config, sources, chosen, data, contents, printable(folder, 200))
+        writer.write(job, target, _Hashing(checkpoint.files, hashes).result, report)
+    return target
+
+
+def _locate(
+    source: str, revision: str | None, offline: bool, report: Progress
+) -> tuple[Path, str, dict[str, str | None]]:
+    """The folder, the model's name, and the SHA-256 of files the hub has vouched for."""
+    path = Path(source).expanduser()
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        if revision is not None:
+            raise UsageError(
+                f"--revision {printable(revision)} is for models on the hub, and {printable(source)} is a folder"
+            )
+        return path, path.resolve().name, {}
+    from . import hub
+
+    fetched = hub.fetch(
+        source,
+        revision=revision,
+        offline=offline,
+        progress=lambda file, done, total: report(f"fetching {file}", done, total),
+    )
+    return fetched.folder, source.rpartition("/")[2], fetched.files
+
+
+def _check_target(target: Path, checkpoint: Checkpoint) -> None:
+    """Refuses to write over anything but an earlier packed model."""
+    if not target.exists():
+        return
+    name = printable(target, 200)
+    if target.is_dir():
+        raise UsageError(f"{name}: is a folder; name the file to write")
+    try:
+        packed.PackedFile(target)
+    except GlmcpuError as error:
+        raise UsageError(f"{name}: exists and is not a packed model; remove it or name another file") from error
+
+
+def _formats(checkpoint: Checkpoint, sources: dict[str, chatglm.Source], weights: str) -> dict[str, str]:
+    """Matrix -> format. Repacking a quantized checkpoint into its own bits keeps what it holds in floats as it is."""
+    bits = max(source.bits for source in sources.values())
+    lossless = {8: "int8", 4: "int4"}.get(bits) == weights
+
+    def choose(source: chatglm.Source) -> str:
+        if not lossless or source.bits:
+            return weights
+        return "f16" if checkpoint.tensors[source.weight].dtype == "f16" else "f32"
+
+    return {ours: choose(source) for ours, source in sources.items()}
+
+
+def _source(checkpoint: Checkpoint, revision: str | None) -> dict[str, Any]:
+    name = checkpoint.config.get("_name_or_path")
+    return {"name": name if isinstance(name, str) else "", "revision": revision or ""}
+
+
+def _tokenizer(checkpoint: Checkpoint, given: str | os.PathLike[str] | None, config: model.Config) -> bytes | None:
+    """The tokenizer's bytes after a trial opening; None when there is none."""
+    path = Path(given) if given is not None else checkpoint.tokenizer
+    if path is None:
+        return None
+    data = files.read_bytes(path, limits.TOKENIZER_BYTES)
+    tokenizer = Tokenizer(data, vocab_size=config.vocabulary, image_tokens=config.image_tokens, name=str(path))
+    for field, found in _special_ids(tokenizer):
+        if getattr(config, field) != found:
+            raise DataError(
+                f"{printable(path, 200)}: has id {found:,} for {field}, and config.json {getattr(config, field):,}: "
+                "they belong to different models; fetch all files from one revision"
+            )
+    return data
+
+
+def _special_ids(tokenizer: Tokenizer) -> tuple[tuple[str, int], ...]:
+    return (
+        ("bos", tokenizer.bos),
+        ("eos", tokenizer.eos),
+        ("mask", tokenizer.mask),
+        ("gmask", tokenizer.gmask),
+    )
+
+
+class _Hashing:
+    """SHA-256 of the source's files on a thread of its own, while they are converted and in the page cache."""
+
+    def __init__(self, paths: tuple[Path, ...], known: dict[str, str | None]) -> None:
+        self._found: dict[str, Any] = {}
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(paths, known), daemon=True)
+        self._thread.start()
+
+    def result(self) -> dict[str, Any]:
+        """File name -> size and digest; waits for the thread and raises what it met."""
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._found
+
+    def _run(self, paths: tuple[Path, ...], known: dict[str, str | None]) -> None:
+        try:
+            for path in paths:
+                digest = known.get(path.name)
+                size, computed = _sha256(path) if digest is None else (path.stat().st_size, digest)
+                self._found[path.name] = {"sha256": computed, "size": size}
+        except BaseException as error:  # handed to the main thread, which raises it
+            self._error = error
+
+
+def _sha256(path: Path) -> tuple[int, str]:
+    state, size, buffer = hashlib.sha256(), 0, bytearray(1 << 20)
+    with files.open_regular(path) as file:
+        while n := file.readinto(buffer):  # type: ignore[attr-defined]
+            state.update(memoryview(buffer)[:n])
+            size += n
+    return size, state.hexdigest()

@@ -1,6 +1,47 @@
-"""glmcpu: ChatGLM-6B on a CPU, from a checkpoint to a conversation."""
+"""glmcpu: ChatGLM-6B on a CPU, from a checkpoint to a conversation.
 
-from glmcpu.errors import GlmcpuError
+    import glmcpu
+    model = glmcpu.Model.load("chatglm-6b-int4_g32")
+    response, history = model.chat("你好")
 
-__all__ = ["GlmcpuError", "__version__"]
+Importing this costs NumPy; Numba and the tokenizer are imported when a model is loaded.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from glmcpu.errors import ContextWarning, DataError, GlmcpuError, MachineError, NetworkError, UsageError
+
+if TYPE_CHECKING:
+    from glmcpu.chat import ChatSession
+    from glmcpu.generate import Token
+    from glmcpu.model import Model
+    from glmcpu.sampling import Sampler
+
 __version__ = "0.1.0"
+__all__ = [
+    "ChatSession",
+    "ContextWarning",
+    "DataError",
+    "GlmcpuError",
+    "MachineError",
+    "Model",
+    "NetworkError",
+    "Sampler",
+    "Token",
+    "UsageError",
+    "__version__",
+]
+
+_LAZY = {
+    "ChatSession": "glmcpu.chat",
+    "Model": "glmcpu.model",
+    "Sampler": "glmcpu.sampling",
+    "Token": "glmcpu.generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'glmcpu' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

@@ -8,10 +8,14 @@ anything is allocated or looped over. The values are far above what ChatGLM-6B n
 CONFIG_BYTES = 1 << 20
 INDEX_BYTES = 8 << 20
 JSON_DEPTH = 32
+JSON_TOKENS = 500_000
+CHECKPOINT_FILES = 200
 SAFETENSORS_HEADER_BYTES = 8 << 20
 TENSORS = 4096
 TENSOR_NAME_CHARS = 256
 ZIP_MEMBERS = 4096
+ZIP_DIRECTORY_BYTES = 4 << 20
+ZIP_NAME_BYTES = 512
 PICKLE_BYTES = 16 << 20
 PICKLE_DEPTH = 64
 PICKLE_OPCODES = 1_000_000
@@ -22,6 +26,7 @@ TENSOR_RANK = 4
 TOKENIZER_BYTES = 64 << 20
 TOKENIZER_PIECES = 1_000_000
 PIECE_BYTES = 4096
+CHARACTER_MAP_BYTES = 8 << 20
 
 # architecture: each hyperparameter's largest value
 CHANNELS = 1 << 16
@@ -38,3 +43,8 @@ CONVERSATION_BYTES = 64 << 20
 # hub
 DOWNLOAD_RETRIES = 5
 DOWNLOAD_STALL_S = 30.0
+DOWNLOAD_BACKOFF_S = 1.0  # before the first retry; doubles with each
+DOWNLOAD_WAIT_S = 60.0  # the longest wait a server may ask for
+DOWNLOAD_REDIRECTS = 5
+DOWNLOAD_PROGRESS_BYTES = 16 << 20  # this much in one attempt, and the count of failures starts again
+HUB_FILES = 10_000

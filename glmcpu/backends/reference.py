@@ -1,0 +1,104 @@
+"""The reference backend: every operation of the model in plain NumPy, float32. Read this file first.
+
+It is the definition the fast kernels are tested against: no tiles, no quantized activations, weights unpacked to
+float32 at each use. Exact and slow; memory stays small, since nothing unpacked is kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmcpu import formats
+from glmcpu.cache import KVCache, Segment
+from glmcpu.formats import Weight
+
+Floats = NDArray[np.float32]
+
+
+class Backend:
+    """Plain NumPy, on as many threads as NumPy likes."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        pass
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """NumPy needs no protection."""
+        return nullcontext()
+
+    def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
+        """Always float32."""
+        return KVCache(L, H, D, capacity, np.float32)
+
+    def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
+        """Rows of the embedding table."""
+        return formats.rows(weight, ids)
+
+    def linear(self, x: Floats, weight: Weight) -> Floats:
+        """y = x W^T + b, a slab of outputs at a time."""
+        out = np.empty((len(x), weight.O), np.float32)
+        for begin in range(0, weight.O, 4096):
+            end = min(begin + 4096, weight.O)
+            out[:, begin:end] = x @ formats.unpack(weight, begin, end).T + weight.bias[begin:end]
+        return out
+
+    def layer_norm(self, x: Floats, scale: Floats, shift: Floats, epsilon: float) -> Floats:
+        """Biased variance, epsilon inside the root."""
+        centred = x - x.mean(axis=1, keepdims=True)
+        variance = (centred * centred).mean(axis=1, keepdims=True)
+        out: Floats = centred / np.sqrt(variance + np.float32(epsilon)) * scale + shift
+        return out
+
+    def gelu(self, x: Floats) -> Floats:
+        """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+        half, cubic, root = np.float32(0.5), np.float32(0.044715), np.float32(0.7978845608028654)
+        out: Floats = half * x * (1 + np.tanh(root * x * (1 + cubic * x * x)))
+        return out
+
+    def scale_add(self, h: Floats, alpha: float, y: Floats) -> Floats:
+        """The residual of ChatGLM-6B: alpha times the *normed* input, plus the branch."""
+        out: Floats = np.float32(alpha) * h + y
+        return out
+
+    def split_rotate(self, qkv: Floats, cos: Floats, sin: Floats, heads: int, parts: int) -> Floats:
+        """Heads lie as [q_h | k_h | v_h]; within each part of q and k, entry i pairs with entry i + width/2."""
+        T = len(qkv)
+        q, k, v = qkv.reshape(T, heads, 3, -1).transpose(2, 0, 1, 3)  # each (T, H, D)
+        out = np.stack([q, k, v])
+        width = q.shape[2] // parts
+        for part in range(parts):
+            low = slice(part * width, part * width + width // 2)
+            high = slice(part * width + width // 2, (part + 1) * width)
+            turn = slice(part * width // 2, (part + 1) * width // 2)
+            c, s = cos[:, None, turn], sin[:, None, turn]
+            for rotated, x in ((out[0], q), (out[1], k)):
+                rotated[..., low] = x[..., low] * c - x[..., high] * s
+                rotated[..., high] = x[..., high] * c + x[..., low] * s
+        return out
+
+    def attend(self, qkv: Floats, layer: int, segments: Sequence[Segment], D: int) -> Floats:
+        """softmax(q k / sqrt(D)) v over the first visible[t] positions, sequence by sequence."""
+        q, k, v = qkv
+        out = np.empty((q.shape[0], q.shape[1] * D), np.float32)
+        for segment in segments:
+            here, cache = slice(segment.begin, segment.end), segment.cache
+            keys, values = _append(cache, layer, k[here], v[here])
+            scores = np.einsum("thd,shd->hts", q[here], keys) / np.sqrt(np.float32(D))
+            hidden = np.arange(len(keys)) >= segment.visible[:, None]
+            scores = np.where(hidden, np.float32(-np.inf), scores)
+            probs = np.exp(scores - scores.max(axis=2, keepdims=True))
+            probs /= probs.sum(axis=2, keepdims=True)
+            out[here] = np.einsum("hts,shd->thd", probs, values).reshape(-1, out.shape[1])
+        return out
+
+
+def _append(cache: KVCache, layer: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
+    """Writes t new positions (t, H, D) and returns all positions of the layer, (S, H, D) each."""
+    before, after = cache.length, cache.length + len(k)
+    where = np.arange(before, after)
+    cache.keys[layer][:, where // 16, : k.shape[2], where % 16] = k.transpose(0, 1, 2)
+    cache.values[layer][:, before:after, : k.shape[2]] = v.transpose(1, 0, 2)
+    keys = cache.keys[layer].transpose(1, 3, 0, 2).reshape(-1, k.shape[1], cache.keys.shape[3])
+    values = cache.values[layer].transpose(1, 0, 2)
+    return keys[:after, :, : k.shape[2]], values[:after, :, : k.shape[2]]

@@ -1,0 +1,146 @@
+"""`glmcpu chat`: a conversation on a terminal; elsewhere one question and its bare answer.
+
+terminal                 banner, prompt, editing, commands: repl.py
+not a terminal, --prompt  the question from --prompt or stdin; the answer alone on stdout, all else on stderr
+"""
+
+import contextlib
+import functools
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmcpu import limits
+from glmcpu.cli import terminal
+from glmcpu.cli.options import context_option, debug_option, threads_option, whole_number
+from glmcpu.errors import ContextWarning, UsageError, printable
+
+if TYPE_CHECKING:
+    from glmcpu.chat import ChatModel
+    from glmcpu.sampling import Sampler
+
+
+@click.command(name="chat")
+@click.argument("model", required=False)
+@click.option("--prompt", "-p", metavar="TEXT", help="Answer TEXT and end.")
+@click.option("--system", "-s", metavar="TEXT", help="Put TEXT before the conversation as a first round.")
+@click.option("--temperature", "--temp", type=float, metavar="X", help="0 is greedy.  [default: 0.95]")
+@click.option("--top-p", type=float, default=0.7, show_default=True, metavar="X")
+@click.option("--top-k", type=int, default=50, show_default=True, metavar="N", help="0 is off.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="X")
+@click.option("--greedy", is_flag=True, help="Always take the likeliest token; the same as --temperature 0.")
+@click.option("--seed", callback=whole_number(0), metavar="N", help="Repeat the same choices.")
+@click.option(
+    "--max-new-tokens", "-n", callback=whole_number(1, limits.CONTEXT), metavar="N", help="The longest answer."
+)
+@context_option
+@threads_option
+@click.option("--backend", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
+@click.option("--stats", is_flag=True, help="Show tokens per second after each answer.")
+@debug_option
+def command(
+    model: str | None,
+    prompt: str | None,
+    system: str | None,
+    max_new_tokens: int | None,
+    context: int,
+    threads: int | None,
+    backend: str,
+    stats: bool,
+    **sampling: Any,
+) -> None:
+    """Talk to a model.
+
+    MODEL is a name in the models folder or a file; without it the only model there is answers. Without a terminal
+    the question is read from stdin or --prompt, and only the answer is written to stdout.
+    """
+    from glmcpu.chat import ChatSession
+
+    # What can be wrong with the request is found before gigabytes are opened.
+    sampler = make_sampler(**sampling)
+    interactive = prompt is None and terminal.is_terminal(sys.stdin) and terminal.is_terminal(sys.stdout)
+    path = find_model(model)
+    question = "" if interactive else read_prompt(prompt)
+    loaded = load_model(path, context=context, threads=threads, backend=backend)
+    session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system)
+    with _context_notes():
+        if interactive:
+            from glmcpu import store
+            from glmcpu.cli import repl
+
+            repl.run(session, store.home() / "chat_history", stats=stats)
+        else:
+            from glmcpu.cli.answer import explain_end, show_answer, stats_line
+
+            show_answer(functools.partial(session.say, question))
+            if session.last is not None:
+                explain_end(session.last)
+                if stats:
+                    terminal.note(stats_line(session.last))
+
+
+def make_sampler(*, greedy: bool, temperature: float | None, **rest: Any) -> "Sampler":
+    """The Sampler of the options; raises UsageError for one out of range."""
+    from glmcpu.sampling import Sampler
+
+    if greedy and temperature:
+        raise UsageError(f"--greedy and --temperature {temperature} contradict each other; give one of them")
+    default = 0.0 if greedy else Sampler().temperature
+    return Sampler(temperature=default if temperature is None else temperature, **rest)
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The question of a single answer: `prompt`, or all of stdin. Bytes that are no UTF-8 are replaced.
+
+    Raises UsageError when there is none, or more than limits.INPUT_BYTES of it.
+    """
+    if prompt is None:
+        prompt = _read_stdin()
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; give --prompt TEXT, or a text on standard input")
+    return prompt
+
+
+def find_model(model: str | None) -> Path:
+    """The file of the model named on the command line, or the only one of the models folder."""
+    from glmcpu import store
+
+    return store.only() if model is None else store.find(model)
+
+
+def load_model(path: Path, *, context: int, threads: int | None, backend: str) -> "ChatModel":
+    """Opens a packed file, and says so on a terminal: the first time kernels are compiled."""
+    from glmcpu.model import Model
+
+    with terminal.StatusLine() as line:
+        line.show(f"loading {printable(path.name)}")
+        return Model.load(path, context=context, threads=threads, backend=backend)
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        return ""
+    if terminal.is_terminal(sys.stdin):
+        terminal.note("type the question; Ctrl-D on a line of its own ends it")
+    data = sys.stdin.buffer.read(limits.INPUT_BYTES + 1)
+    if len(data) > limits.INPUT_BYTES:
+        raise UsageError(f"standard input: more than {limits.INPUT_BYTES:,} bytes, the most that is read; shorten it")
+    # PowerShell puts a byte order mark before what it pipes.
+    return data.decode("utf-8-sig", "replace").replace("\r\n", "\n").rstrip("\n")
+
+
+@contextlib.contextmanager
+def _context_notes() -> Iterator[None]:
+    """Makes the warning about dropped rounds a line on stderr, each time."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        terminal.note(f"note: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ContextWarning)
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,35 @@
+"""f16: half precision, 16 bits a weight: the official checkpoint without loss. Activations and sums stay float32.
+
+block b:  | input 0: 16 outputs f16 | input 1: 16 outputs f16 | ...
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmcpu.formats import f32
+from glmcpu.formats._blocks import ROWS, blocks, lane_rows
+
+BITS_PER_WEIGHT = 16.0
+EXACT = True
+
+
+def layout(O: int, I: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """values (blocks, I, 16) f16."""
+    return {"values": ((blocks(O), I, ROWS), np.float16)}
+
+
+def pack(weight: NDArray[np.float32], scale: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
+    """Rounds weight (o, I) to nearest even and puts it into blocks."""
+    return {"values": f32.pack(weight)["values"].astype(np.float16)}
+
+
+def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
+    """Rows `ids` as (n, I) float32."""
+    return lane_rows(arrays["values"], ids).astype(np.float32)
+
+
+def matmul(out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]) -> None:
+    """out (T, O) = x (T, I) @ weight.T + bias."""
+    f32.matmul_values(out, x, arrays["values"].view(np.uint16), bias)

@@ -1,0 +1,99 @@
+"""int4: the official 4-bit scheme, one scale for each output.
+
+    block b:  | inputs 0..7: 16 outputs x 4 bytes | inputs 8..15 | ...  nibbles as in _blocks.py, filled up to 32 inputs
+    scales:   one f32 for each output (the official half, kept in full when a checkpoint brings f32)
+
+A weight is (nibble - 8) * scale, scale = half(max|row| / 7), as in int8. Codes -7..7 occur. One scale for thousands of
+inputs is coarse: int4_g32 is the better four bits; this one is for the official checkpoints.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, prange
+from numpy.typing import NDArray
+
+from glmcpu.formats._blocks import GROUP, ROWS, blocks, groups, lane_rows, nibble_rows, pad, place_nibbles
+from glmcpu.formats._official import quantize_row, row_scales
+from glmcpu.kernels.quantize_rows import quantize_rows
+from glmcpu.simd.kernel import kernel
+from glmcpu.simd.tile import TILE, tile_dot_nibbles, tile_offsets, tile_scaled, tile_store, zeros
+from glmcpu.simd.vector import high_nibbles, load, load_bytes, load_part, low_nibbles, splat
+
+BITS_PER_WEIGHT = 4.0
+EXACT = False
+
+
+def layout(O: int, I: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """codes (blocks, I/8, 16, 4) u8, scales (blocks, 1, 16) f32."""
+    return {
+        "codes": ((blocks(O), groups(I) * GROUP // 8, ROWS, 4), np.uint8),
+        "scales": ((blocks(O), 1, ROWS), np.float32),
+    }
+
+
+def pack(weight: NDArray[np.float32], scale: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
+    """Quantizes weight (o, I); with `scale` the codes a checkpoint was made of come back exactly."""
+    padded, scales = pad(weight, ROWS, GROUP), row_scales(weight, scale, 7)
+    shapes = layout(*weight.shape)
+    codes = np.empty(*shapes["codes"])
+    _pack_parallel(codes, scales, padded, scale is None)
+    return {"codes": codes, "scales": scales.reshape(shapes["scales"][0])}
+
+
+def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
+    """Rows `ids` as (n, I) float32."""
+    return nibble_rows(arrays["codes"], ids, I) * lane_rows(arrays["scales"], ids)
+
+
+def matmul(out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]) -> None:
+    """out (T, O) = x (T, I) @ weight.T + bias, x quantized to int8 by groups of 32."""
+    x_codes, x_scales, x_sums = quantize_rows(x)
+    T, G = x_scales.shape
+    flat = [a.reshape(-1) for a in (arrays["codes"], arrays["scales"], x_codes, x_scales, x_sums)]
+    _matmul_parallel(out.reshape(-1), *flat, bias, T, G, out.shape[1])
+
+
+@kernel(parallel=True)
+def _pack_parallel(codes, scales, weight, half):
+    for b in prange(codes.shape[0]):
+        row = np.empty(weight.shape[1], np.int8)
+        for lane in range(16):
+            quantize_row(row, weight[b * 16 + lane], scales[b * 16 + lane], half)
+            place_nibbles(codes[b], row, lane)
+
+
+@kernel()
+def _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zero, t, b, G, O):
+    """out[t:t+n, block b], n = the size of the tile `zero`."""
+    acc, one, at = zero, splat(np.float32(1)), b * G * 256
+    for g in range(G):
+        group = t * G + g
+        ints = tile_offsets(zero, np.int32(-8), x_sums, group, G)
+        for j in range(4):
+            both, x_at = load_bytes(codes, at + 64 * j), group * 32 + 8 * j
+            ints = tile_dot_nibbles(ints, low_nibbles(both), x_codes, x_at, G * 32)
+            ints = tile_dot_nibbles(ints, high_nibbles(both), x_codes, x_at + 4, G * 32)
+        at += 256
+        acc = tile_scaled(acc, ints, one, x_scales, group, G)
+    n = min(O - b * 16, 16)
+    tile_store(out, t * O + b * 16, O, acc, load(scales, b * 16), load_part(bias, b * 16, n), n)
+
+
+@kernel()
+def _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end):
+    """Blocks begin..end for all T tokens, on one thread."""
+    for b in range(begin, end):
+        whole = T // TILE * TILE
+        for t in range(0, whole, TILE):
+            _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zeros(TILE), t, b, G, O)
+        for t in range(whole, T):
+            _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zeros(1), t, b, G, O)
+
+
+@kernel(parallel=True)
+def _matmul_parallel(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O):
+    count, workers = (O + 15) // 16, get_num_threads()
+    for w in prange(workers):
+        begin, end = count * w // workers, count * (w + 1) // workers
+        _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end)

@@ -1,0 +1,98 @@
+"""int8: the official 8-bit scheme, one scale for each output.
+
+    block b:  | inputs 0..3: 16 outputs x 4 i8 | inputs 4..7 | ...  then filled up to 32 inputs with 0
+    scales:   one f32 for each output (the official half, kept in full when a checkpoint brings f32)
+
+A weight is code * scale, scale = half(max|row| / 127), code = round(half(w / scale)): bit for bit what the official
+`quantize` computes from half weights (THUDM/chatglm-6b, quantization.py). A row of zeros has scale 0 and codes 0.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, prange
+from numpy.typing import NDArray
+
+from glmcpu.formats._blocks import GROUP, ROWS, blocks, groups, lane_rows, pad, place_bytes
+from glmcpu.formats._official import quantize_row, row_scales
+from glmcpu.kernels.quantize_rows import quantize_rows
+from glmcpu.simd.kernel import kernel
+from glmcpu.simd.tile import OFFSET, TILE, tile_dot_bytes, tile_offsets, tile_scaled, tile_store, zeros
+from glmcpu.simd.vector import load, load_bytes, load_part, splat
+
+BITS_PER_WEIGHT = 8.0
+EXACT = False
+
+
+def layout(O: int, I: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """codes (blocks, I/4, 16, 4) i8, scales (blocks, 1, 16) f32."""
+    return {
+        "codes": ((blocks(O), groups(I) * GROUP // 4, ROWS, 4), np.int8),
+        "scales": ((blocks(O), 1, ROWS), np.float32),
+    }
+
+
+def pack(weight: NDArray[np.float32], scale: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
+    """Quantizes weight (o, I); with `scale` the codes a checkpoint was made of come back exactly."""
+    padded, scales = pad(weight, ROWS, GROUP), row_scales(weight, scale, 127)
+    shapes = layout(*weight.shape)
+    codes = np.empty(*shapes["codes"])
+    _pack_parallel(codes, scales, padded, scale is None)
+    return {"codes": codes, "scales": scales.reshape(shapes["scales"][0])}
+
+
+def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
+    """Rows `ids` as (n, I) float32."""
+    codes = lane_rows(arrays["codes"], ids).reshape(len(ids), -1)[:, :I]
+    return codes.astype(np.float32) * lane_rows(arrays["scales"], ids)
+
+
+def matmul(out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]) -> None:
+    """out (T, O) = x (T, I) @ weight.T + bias, x quantized to int8 by groups of 32."""
+    x_codes, x_scales, x_sums = quantize_rows(x)
+    T, G = x_scales.shape
+    flat = [a.reshape(-1) for a in (arrays["codes"], arrays["scales"], x_codes, x_scales, x_sums)]
+    _matmul_parallel(out.reshape(-1), *flat, bias, T, G, out.shape[1])
+
+
+@kernel(parallel=True)
+def _pack_parallel(codes, scales, weight, half):
+    for b in prange(codes.shape[0]):
+        row = np.empty(weight.shape[1], np.int8)
+        for lane in range(16):
+            quantize_row(row, weight[b * 16 + lane], scales[b * 16 + lane], half)
+            place_bytes(codes[b], row, lane)
+
+
+@kernel()
+def _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zero, t, b, G, O):
+    """out[t:t+n, block b], n = the size of the tile `zero`."""
+    acc, one, at = zero, splat(np.float32(1)), b * G * 512
+    for g in range(G):
+        group = t * G + g
+        ints = tile_offsets(zero, np.int32(-OFFSET), x_sums, group, G)
+        for j in range(8):
+            ints = tile_dot_bytes(ints, load_bytes(codes, at + 64 * j), x_codes, group * 32 + 4 * j, G * 32)
+        at += 512
+        acc = tile_scaled(acc, ints, one, x_scales, group, G)
+    n = min(O - b * 16, 16)
+    tile_store(out, t * O + b * 16, O, acc, load(scales, b * 16), load_part(bias, b * 16, n), n)
+
+
+@kernel()
+def _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end):
+    """Blocks begin..end for all T tokens, on one thread."""
+    for b in range(begin, end):
+        whole = T // TILE * TILE
+        for t in range(0, whole, TILE):
+            _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zeros(TILE), t, b, G, O)
+        for t in range(whole, T):
+            _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zeros(1), t, b, G, O)
+
+
+@kernel(parallel=True)
+def _matmul_parallel(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O):
+    count, workers = (O + 15) // 16, get_num_threads()
+    for w in prange(workers):
+        begin, end = count * w // workers, count * (w + 1) // workers
+        _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end)

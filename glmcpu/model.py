@@ -1,0 +1,195 @@
+"""Model: where the parts meet. A packed file, a backend, the tokenizer; ids, text and conversations out of them.
+
+model = Model.load("chatglm-6b-int4_g32")
+for piece in model.start_chat().say("你好"):
+    print(piece, end="", flush=True)
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmcpu import backends, limits, memory, store
+from glmcpu import chat as conversation
+from glmcpu.chat import ChatSession
+from glmcpu.errors import DataError, UsageError, printable
+from glmcpu.generate import Progress, Token, generate
+from glmcpu.models import chatglm
+from glmcpu.models.chatglm import ChatGLM, Config, Part
+from glmcpu.packed import PackedFile
+from glmcpu.rounds import Round
+from glmcpu.sampling import Sampler
+from glmcpu.tokenizers.chatglm import Tokenizer
+
+
+class Model:
+    """A loaded model. Threads may share it: forward passes take turns."""
+
+    def __init__(self, path: Path, model: ChatGLM, tokenizer: Tokenizer | None, context: int) -> None:
+        """`load` makes one."""
+        self.path = path
+        self.context = context
+        self.tokenizer = tokenizer
+        self._model = model
+
+    @classmethod
+    def load(
+        cls,
+        path_or_name: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        context: int = 2048,
+        backend: str = "cpu",
+    ) -> "Model":
+        """Opens a packed model by path, or by name in the models folder; nothing is copied into memory.
+
+        threads   of the kernels; None: one for each physical core
+        context   tokens of prompt and answer together; the model was trained on 2048, beyond that quality falls
+        backend   "cpu", or "reference": plain NumPy, exact and slow
+
+        Raises DataError for a file that is missing, damaged or no packed model, UsageError for an option out of
+        range, MachineError when the memory does not suffice.
+        """
+        if not isinstance(context, int) or not 1 <= context <= limits.CONTEXT:
+            raise UsageError(f"context={printable(context)}: a whole number from 1 to {limits.CONTEXT:,} is needed")
+        packed = PackedFile(store.find(path_or_name))
+        config = read_config(packed)
+        memory.require(
+            packed.size_bytes + chatglm.cache_bytes(config, context),
+            f"{printable(packed.path, 200)} with a context of {context:,}",
+        )
+        model = ChatGLM(config, packed, backends.load(backend, threads))
+        return cls(packed.path, model, _tokenizer(packed, config), context)
+
+    @property
+    def config(self) -> Config:
+        """The hyperparameters and special ids."""
+        return self._model.config
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The official forward over `ids`, [gMASK] or [MASK] and <sop> included: scores (T, V) after each id.
+
+        The context does not bound it. Raises DataError for ids outside the vocabulary or without those tokens.
+        """
+        known = [int(i) for i in ids]
+        return self._model.forward([Part(known, self._model.new_cache(max(1, len(known))))], every=True)
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        sampler: Sampler | None = None,
+        max_new_tokens: int = 512,
+        stop: Sequence[str | int] = (),
+        progress: Progress | None = None,
+    ) -> Iterator[Token]:
+        """Continues `ids`; without a sampler greedily. See generate.py for what ends it, and for Token.
+
+        progress(layers done, layers) is called while the prompt is read. Raises DataError and UsageError before the
+        first token.
+        """
+        return generate(
+            self._model,
+            self.tokenizer,
+            ids,
+            context=self.context,
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            progress=progress,
+        )
+
+    def chat(
+        self, query: str, history: Sequence[Sequence[str]] | None = None, **options: Any
+    ) -> tuple[str, list[Round]]:
+        """The official chat(): (response, history with the new round); options and defaults as there.
+
+        max_length=2048, do_sample=True, top_p=0.7, temperature=0.95, top_k=50, repetition_penalty=1.0, and seed,
+        max_new_tokens. Raises UsageError for other options, DataError when the model has no tokenizer.
+        """
+        return conversation.chat(self, query, history, **options)
+
+    def stream_chat(
+        self, query: str, history: Sequence[Sequence[str]] | None = None, **options: Any
+    ) -> Iterator[tuple[str, list[Round]]]:
+        """The official stream_chat(): (response so far, history with it), again and again; options as in `chat`."""
+        return conversation.stream_chat(self, query, history, **options)
+
+    def start_chat(
+        self, *, sampler: Sampler | None = None, max_new_tokens: int | None = None, system: str | None = None
+    ) -> ChatSession:
+        """A conversation that remembers its rounds; `say` gives the answer in pieces."""
+        return ChatSession(self, sampler=sampler, max_new_tokens=max_new_tokens, system=system)
+
+
+def read_config(packed: PackedFile) -> Config:
+    """The hyperparameters of a packed file; raises DataError when they are not those of a generation we have."""
+    name = printable(packed.path, 200)
+    if packed.contents.generation != chatglm.GENERATION:
+        raise DataError(
+            f"{name}: generation {printable(packed.contents.generation)!r}, and this glmcpu runs {chatglm.GENERATION}; "
+            "upgrade glmcpu"
+        )
+    try:
+        config = Config(**packed.contents.config)
+    except TypeError as error:
+        raise DataError(f"{name}: the config has other fields than expected; convert the model again") from error
+    for field in dataclasses.fields(Config):
+        value, kind = getattr(config, field.name), field.type
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise DataError(f"{name}: config {field.name} is {printable(value)!r}; convert the model again")
+    chatglm.check(config, name)
+    return config
+
+
+def _tokenizer(packed: PackedFile, config: Config) -> Tokenizer | None:
+    data = packed.tokenizer()
+    if data is None:
+        return None
+    name = f"{packed.path}: tokenizer"
+    return Tokenizer(data, vocab_size=config.vocabulary, image_tokens=config.image_tokens, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `glmcpu info` and `ls` say of a packed file."""
+
+    generation: str
+    weights: str
+    config: Config
+    formats: dict[str, str]
+    source: dict[str, Any]
+    bits_per_weight: float
+    file_bytes: int
+    has_tokenizer: bool
+
+    def memory_bytes(self, context: int) -> int:
+        """Memory a conversation needs: the mapped file and a full cache of `context` tokens."""
+        return self.file_bytes + chatglm.cache_bytes(self.config, context)
+
+
+def describe(path: Path) -> Description:
+    """Reads a packed file's header; raises DataError as `Model.load` does."""
+    packed = PackedFile(path)
+    config = read_config(packed)
+    weights = sum(O * I for O, I in chatglm.matrices(config).values())
+    stored = sum(
+        entry.end - entry.begin
+        for name, entry in packed.tensors().items()
+        if name.rpartition(".")[0] in packed.formats and not name.endswith(".bias")
+    )
+    return Description(
+        generation=packed.contents.generation,
+        weights=packed.contents.weights,
+        config=config,
+        formats=dict(packed.formats),
+        source=dict(packed.contents.source),
+        bits_per_weight=8 * stored / weights,
+        file_bytes=packed.size_bytes,
+        has_tokenizer=packed.tokenizer() is not None,
+    )

@@ -1,0 +1,284 @@
+"""ChatGLM-6B, the first generation (THUDM 2023): what it computes from ids to scores.
+
+    x = embedding[ids]
+    28 times:   h = norm(x);  x = alpha h + attention(h)          the residual is the *normed* input, times alpha
+                h = norm(x);  x = alpha h + mlp(h)                mlp: up, GELU, down; no gate
+    scores = lm_head(norm(x))
+
+A prompt is `text [gMASK] <sop>`: everything before <sop> (the context) sees all of itself, <sop> and the answer see
+what came before. Positions are pairs: (0, 0) (1, 0) .. for the context, then (m, 1) (m, 2) .. with m the place of the
+mask token. Each head turns its first half by the one number and its second half by the other.
+
+Source: modeling_chatglm.py of THUDM/chatglm-6b. This file knows no backend and no file; it is given both.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmcpu import limits
+from glmcpu.backends import Backend, Floats
+from glmcpu.cache import KVCache, Segment, bytes_for
+from glmcpu.errors import DataError
+from glmcpu.formats import Weight
+
+GENERATION = "chatglm"
+# sqrt(2 * layers) with the official 28 in every size: the model class does not pass its layer count on to the blocks.
+ALPHA = 7.483314773547883
+
+Observer = Callable[[int, Floats], None]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The hyperparameters; `read` in convert/ makes one of an official config.json."""
+
+    vocabulary: int
+    channels: int
+    layers: int
+    heads: int
+    feed_forward: int
+    epsilon: float
+    trained_context: int
+    rotary_parts: int  # 2: two-dimensional positions; 1: one-dimensional
+    bos: int  # <sop>
+    eos: int  # <eop>
+    mask: int
+    gmask: int
+    pad: int
+    image_tokens: int  # ids before the text's: 20000 in the vocabulary of the first weeks, else 0
+    tied: bool  # the embedding is the lm_head too
+
+
+def check(config: Config, name: str) -> None:
+    """Raises DataError, beginning with `name`, when a hyperparameter is out of range or two do not fit together."""
+    for field, low, high in (
+        ("vocabulary", 1, limits.VOCABULARY),
+        ("channels", 1, limits.CHANNELS),
+        ("layers", 1, limits.LAYERS),
+        ("heads", 1, limits.HEADS),
+        ("feed_forward", 1, limits.FEED_FORWARD),
+        ("trained_context", 1, limits.CONTEXT),
+        ("epsilon", 0, 1),
+        ("rotary_parts", 1, 2),
+        ("image_tokens", 0, config.vocabulary),
+        *((special, 0, config.vocabulary - 1) for special in ("bos", "eos", "mask", "gmask", "pad")),
+    ):
+        value = getattr(config, field)
+        if not low <= value <= high:
+            raise DataError(f"{name}: {field} is {value:,}, and must lie between {low:,} and {high:,}")
+    if config.channels % config.heads:
+        raise DataError(f"{name}: {config.heads} heads do not divide {config.channels} channels; the config is damaged")
+    if (config.channels // config.heads) % (2 * config.rotary_parts):
+        raise DataError(
+            f"{name}: {config.channels // config.heads} channels a head, and a multiple of {2 * config.rotary_parts} "
+            "is needed for rotary positions; the config is damaged"
+        )
+
+
+def matrices(config: Config) -> dict[str, tuple[int, int]]:
+    """Name -> (outputs, inputs) of every weight that has a format, in the order of use."""
+    C, F, V = config.channels, config.feed_forward, config.vocabulary
+    shapes = {"embedding": (V, C)}
+    for n in range(config.layers):
+        shapes |= {
+            f"layers.{n}.qkv": (3 * C, C),
+            f"layers.{n}.attention_out": (C, C),
+            f"layers.{n}.mlp_up": (F, C),
+            f"layers.{n}.mlp_down": (C, F),
+        }
+    return shapes if config.tied else shapes | {"lm_head": (V, C)}
+
+
+def vectors(config: Config) -> dict[str, int]:
+    """Name -> length of every bias and norm; these are float32 in every format."""
+    lengths = {f"{name}.bias": O for name, (O, _) in matrices(config).items() if name.startswith("layers.")}
+    norms = [f"layers.{n}.{name}" for n in range(config.layers) for name in ("attention_norm", "mlp_norm")]
+    for norm in [*norms, "final_norm"]:
+        lengths |= {f"{norm}.scale": config.channels, f"{norm}.shift": config.channels}
+    return lengths
+
+
+def cache_bytes(config: Config, context: int) -> int:
+    """Memory of a full cache."""
+    return bytes_for(config.layers, config.heads, config.channels // config.heads, context)
+
+
+class Store(Protocol):
+    """Where weights come from: a packed file."""
+
+    @property
+    def formats(self) -> Mapping[str, str]: ...
+
+    def weight(self, name: str, O: int, I: int) -> Weight: ...
+
+    def vector(self, name: str, n: int) -> Floats: ...
+
+
+class Part(NamedTuple):
+    """One sequence in a forward: all its ids so far, and the cache that holds the first of them."""
+
+    ids: Sequence[int]
+    cache: KVCache
+
+
+@dataclass(frozen=True)
+class _Norm:
+    scale: Floats
+    shift: Floats
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attention_norm: _Norm
+    qkv: Weight
+    attention_out: Weight
+    mlp_norm: _Norm
+    mlp_up: Weight
+    mlp_down: Weight
+
+
+class ChatGLM:
+    """The model: read-only weights and a backend that does the arithmetic."""
+
+    def __init__(self, config: Config, store: Store, backend: Backend) -> None:
+        self.config = config
+        self._backend = backend
+        self._formats = store.formats
+        shapes = matrices(config)
+        self._embedding = store.weight("embedding", *shapes["embedding"])
+        self._lm_head = self._embedding if config.tied else store.weight("lm_head", *shapes["lm_head"])
+        self._final_norm = _norm(store, "final_norm", config.channels)
+        self._layers = [_layer(store, shapes, f"layers.{n}", config.channels) for n in range(config.layers)]
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for `capacity` tokens; raises MachineError when there is no memory for it."""
+        c = self.config
+        return self._backend.new_cache(c.layers, c.heads, c.channels // c.heads, capacity, self._formats)
+
+    def forward(self, parts: Sequence[Part], every: bool = False, after_layer: Observer | None = None) -> Floats:
+        """Reads the ids that each part's cache does not hold yet, all sequences in one pass over the weights.
+
+        Returns the scores after the last id of each part (parts, V), or with `every` after each id read (T, V).
+        after_layer(n, x) is called with the residual x (T, C) before layer n and once after the last: a progress
+        report, and a window for tests. A sequence's result does not depend on the others. Raises DataError for ids
+        outside the vocabulary or without <sop> and a mask token.
+        """
+        ids, positions, segments = self._lay_out(parts)
+        with self._backend.exclusive():
+            c = self.config
+            cos, sin = rotary_tables(positions, c.channels // c.heads)
+            x = self._backend.rows(self._embedding, ids)  # (T, C)
+            for n, layer in enumerate(self._layers):
+                if after_layer:
+                    after_layer(n, x)
+                x = self._block(x, n, layer, cos, sin, segments)
+            if after_layer:
+                after_layer(len(self._layers), x)
+            for segment in segments:
+                segment.cache.length += segment.end - segment.begin
+            if not every:
+                x = np.ascontiguousarray(x[[segment.end - 1 for segment in segments]])
+            x = self._backend.layer_norm(x, self._final_norm.scale, self._final_norm.shift, c.epsilon)
+            return self._backend.linear(x, self._lm_head)
+
+    def _block(self, x: Floats, n: int, w: _Layer, cos: Floats, sin: Floats, segments: Sequence[Segment]) -> Floats:
+        h = self._backend.layer_norm(x, w.attention_norm.scale, w.attention_norm.shift, self.config.epsilon)
+        x = self._backend.scale_add(h, ALPHA, self._attention(h, n, w, cos, sin, segments))
+        h = self._backend.layer_norm(x, w.mlp_norm.scale, w.mlp_norm.shift, self.config.epsilon)
+        return self._backend.scale_add(h, ALPHA, self._mlp(h, w))
+
+    def _attention(self, h: Floats, n: int, w: _Layer, cos: Floats, sin: Floats, segments: Sequence[Segment]) -> Floats:
+        c, backend = self.config, self._backend
+        qkv = backend.split_rotate(backend.linear(h, w.qkv), cos, sin, c.heads, c.rotary_parts)  # (3, T, H, P)
+        return backend.linear(backend.attend(qkv, n, segments, c.channels // c.heads), w.attention_out)
+
+    def _mlp(self, h: Floats, w: _Layer) -> Floats:
+        return self._backend.linear(self._backend.gelu(self._backend.linear(h, w.mlp_up)), w.mlp_down)
+
+    def _lay_out(self, parts: Sequence[Part]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Segment]]:
+        """The parts' new tokens end to end: ids (T,), positions (T, parts of the rotary), one segment for each."""
+        ids: list[int] = []
+        positions, segments = [], []
+        for part in parts:
+            begin = part.cache.length
+            self._check(part.ids, begin)
+            where, visible = plan(part.ids, begin, self.config)
+            segments.append(Segment(len(ids), len(ids) + len(visible), visible, part.cache))
+            ids.extend(part.ids[begin:])
+            positions.append(where)
+        return np.array(ids, np.int64), np.concatenate(positions), segments
+
+    def _check(self, ids: Sequence[int], begin: int) -> None:
+        for i in ids[begin:]:
+            if not 0 <= i < self.config.vocabulary:
+                raise DataError(f"id {i} is outside the vocabulary of {self.config.vocabulary:,}")
+
+
+def plan(ids: Sequence[int], begin: int, config: Config) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions (t, rotary_parts) of ids[begin:], and how many positions each of them attends to (t,).
+
+    begin 0 is a prompt read at once, later ids are read one by one as the official generate() does it: with
+    one-dimensional positions the two differ. Raises DataError when ids lack <sop>, or [gMASK] and [MASK].
+    """
+    context, place = _landmarks(ids, config)
+    index = np.arange(begin, len(ids))
+    if config.rotary_parts == 2:
+        positions = np.stack([np.where(index < context, index, place), np.maximum(0, index - context + 1)], axis=1)
+    elif begin > 0:
+        positions = np.full((len(index), 1), place)
+    else:
+        counted = index if config.gmask in ids else np.where(index < context, index, place)
+        positions = counted[:, None]
+    visible = np.maximum(context if begin == 0 else 0, index + 1)
+    return positions.astype(np.int64), visible.astype(np.int64)
+
+
+def _landmarks(ids: Sequence[int], config: Config) -> tuple[int, int]:
+    """Where <sop> and the mask token first stand; [gMASK] comes before [MASK] wherever it is."""
+    if not ids:
+        raise DataError("no ids to read; a prompt is text, [gMASK] and <sop>")
+    if config.bos not in ids:
+        raise DataError(f"these {len(ids)} ids lack <sop> ({config.bos}); end the prompt with [gMASK] <sop>")
+    mask = config.gmask if config.gmask in ids else config.mask
+    if mask not in ids:
+        raise DataError(
+            f"these {len(ids)} ids lack [gMASK] ({config.gmask}) and [MASK] ({config.mask}); "
+            "end the prompt with [gMASK] <sop>"
+        )
+    return ids.index(config.bos), ids.index(mask)
+
+
+def rotary_tables(positions: NDArray[np.int64], D: int) -> tuple[Floats, Floats]:
+    """cos and sin (T, D/2) of the angles for positions (T, parts): the first part's D/(2 parts) pairs, then the next's.
+
+    The frequencies 10000^(-2i/d) are rounded to half precision, as in the official model.
+    """
+    parts = positions.shape[1]
+    d = D // parts
+    exponents = np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
+    frequencies = (np.float32(1) / np.float32(10000) ** exponents).astype(np.float16).astype(np.float32)
+    angles = positions.astype(np.float32)[:, :, None] * frequencies  # (T, parts, d/2)
+    flat = np.ascontiguousarray(angles.reshape(len(positions), -1))
+    return np.cos(flat), np.sin(flat)
+
+
+def _norm(store: Store, name: str, C: int) -> _Norm:
+    return _Norm(store.vector(f"{name}.scale", C), store.vector(f"{name}.shift", C))
+
+
+def _layer(store: Store, shapes: Mapping[str, tuple[int, int]], name: str, C: int) -> _Layer:
+    def weight(part: str) -> Weight:
+        return store.weight(f"{name}.{part}", *shapes[f"{name}.{part}"])
+
+    return _Layer(
+        attention_norm=_norm(store, f"{name}.attention_norm", C),
+        qkv=weight("qkv"),
+        attention_out=weight("attention_out"),
+        mlp_norm=_norm(store, f"{name}.mlp_norm", C),
+        mlp_up=weight("mlp_up"),
+        mlp_down=weight("mlp_down"),
+    )

@@ -1,0 +1,136 @@
+"""`@kernel`: Numba's njit with the project's settings and a compilation cache that can be trusted.
+
+Compiling all kernels takes seconds, loading them a fraction. Numba's own disk cache would keep stale code, because it
+notices changes only in the file that holds the function, and its entries are pickles, so whoever can write the folder
+can run code as the user. Hence a private folder, named by what the code depends on (the digest of simd/, kernels/ and
+formats/, the versions, the ISA), owned by the user and writable by nobody else. An entry that cannot be read costs a
+recompile; no usable folder costs one per process.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import stat
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core import caching
+
+from glmcpu.simd import isa
+
+
+def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Compiles a function on its first call and keeps the machine code.
+
+    No bounds checks, no fast-math, division by zero as in NumPy. `parallel` allows prange.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(parallel=parallel, boundscheck=False, error_model="numpy", nogil=True)(function)
+        if folder() is not None:
+            dispatcher._cache = _KernelCache(function)
+        return dispatcher
+
+    return decorate
+
+
+@cache
+def folder() -> Path | None:
+    """The private folder of compiled kernels, made on demand; None when there is no safe place for one."""
+    root = _cache_root() / "kernels"
+    path = root / _digest()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (_private(root) and _private(path)):
+            return None
+        with open(path / ".writable", "wb"):
+            pass
+    except OSError:
+        return None
+    return path
+
+
+def compiled_before() -> bool:
+    """Whether this machine holds compiled kernels of this version, so that the first call is quick."""
+    place = folder()
+    return place is not None and any(place.rglob("*.nbi"))
+
+
+def _cache_root() -> Path:
+    if home := os.environ.get("GLMCPU_CACHE"):
+        return Path(home)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "glmcpu" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "glmcpu"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glmcpu"
+
+
+@cache
+def _digest() -> str:
+    """Names everything compiled code depends on: our sources, Numba, LLVM, Python, the ISA and the CPU."""
+    package = Path(__file__).parents[1]
+    state = hashlib.sha256()
+    for source in sorted(p for name in ("simd", "kernels", "formats") for p in (package / name).glob("*.py")):
+        state.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    cpu = (numba.config.CPU_NAME, numba.config.CPU_FEATURES)
+    versions = (numba.__version__, llvmlite.__version__, sys.version, platform.machine(), isa.name, cpu)
+    state.update(repr(versions).encode())
+    return f"{isa.name}-{state.hexdigest()[:16]}"
+
+
+def _private(path: Path) -> bool:
+    """Ours, a real folder, and writable by us alone (Windows: folders under the user's profile are)."""
+    status = path.lstat()
+    if sys.platform == "win32":
+        return stat.S_ISDIR(status.st_mode)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]
+    """Puts every entry into our folder; the folder's name already stands for the source."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._module = function.__module__
+
+    def get_cache_path(self) -> str:
+        return str(folder())
+
+    def get_source_stamp(self) -> str:
+        return _digest()
+
+    def get_disambiguator(self) -> str:
+        return self._module
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_Locator":
+        return cls(py_func)
+
+
+class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+
+class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
+    _impl_class = _Implementation
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        try:
+            return super().load_overload(signature, target)
+        except Exception:  # a damaged pickle can raise anything; the entry is dropped and compiled again
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        try:
+            super().save_overload(signature, data)
+        except Exception:  # a full disk or a damaged index must not stop a conversation
+            with contextlib.suppress(OSError):
+                self.flush()

@@ -1,0 +1,87 @@
+"""Where packed models live, and how a name on the command line becomes a file.
+
+    $GLMCPU_HOME, or else  Linux    $XDG_DATA_HOME/glmcpu, ~/.local/share/glmcpu
+                           macOS    ~/Library/Application Support/glmcpu
+                           Windows  %LOCALAPPDATA%\\glmcpu
+
+Every *.safetensors file in that folder is a model, and its name without the suffix is the name the user types. A plain
+name means the models folder first, so a file that happens to lie in the working folder never takes a model's place.
+"""
+
+import difflib
+import os
+import sys
+from pathlib import Path
+
+from glmcpu.errors import DataError, printable
+
+SUFFIX = ".safetensors"
+
+
+def home() -> Path:
+    """The models folder; it need not exist yet."""
+    if own := os.environ.get("GLMCPU_HOME"):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "glmcpu"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "glmcpu"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "glmcpu"
+
+
+def models() -> list[Path]:
+    """The packed models of the models folder, by name; hidden and unfinished files are not models."""
+    folder = home()
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.glob(f"*{SUFFIX}") if p.is_file() and not p.name.startswith("."))
+
+
+def find(path_or_name: str | os.PathLike[str]) -> Path:
+    """The file of a model given by path or by its name in the models folder.
+
+    What has a separator or the suffix .safetensors is a path, and a plain name that is no model may be a file's. Raises
+    DataError, with the nearest name, when there is no such file.
+    """
+    text = os.fspath(path_or_name)
+    path = Path(text)
+    inside = home() / f"{text}{SUFFIX}"
+    if not _looks_like_path(text):
+        if inside.is_file():
+            return inside
+        if path.is_file():
+            return path
+        raise DataError(f"no model {printable(text)!r} in {printable(home(), 200)}; {_advice(text)}")
+    if path.exists():
+        return path
+    if path.name == text and (home() / text).is_file():
+        return home() / text
+    raise DataError(f"{printable(text, 200)}: no such file; {_advice(path.name.removesuffix(SUFFIX))}")
+
+
+def only() -> Path:
+    """The one model of the models folder; raises DataError, saying what to do, when there is none or several."""
+    found = models()
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise DataError(
+            f"no model in {printable(home(), 200)}; make one with: glmcpu convert THUDM/chatglm-6b"
+            " (or the folder of a checkpoint), or give the path of a packed file"
+        )
+    names = ", ".join(printable(p.name.removesuffix(SUFFIX)) for p in found)
+    raise DataError(f"{len(found)} models in {printable(home(), 200)}; name one of: {names}")
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.endswith(SUFFIX) or any(s in text for s in (os.sep, os.altsep) if s)
+
+
+def _advice(name: str) -> str:
+    """What to do when `name` is not there: the near miss, or the list, or how to make a first model."""
+    names = [p.name.removesuffix(SUFFIX) for p in models()]
+    if near := difflib.get_close_matches(name, names, 1):
+        return f"did you mean {printable(near[0])!r}?"
+    if names:
+        return "the models there are: " + ", ".join(printable(n) for n in names)
+    return "make one with: glmcpu convert THUDM/chatglm-6b, or give the path of a packed file"

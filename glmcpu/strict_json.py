@@ -1,0 +1,91 @@
+"""JSON from a stranger: the standard parser behind the checks it leaves out.
+
+The standard library takes the last of two equal keys, NaN, lone surrogates and numbers of any length in silence, and
+answers deep nesting with RecursionError. A file that two readers understand differently is refused here, and every
+bound is checked on the bytes, before the first object is built.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+from glmcpu import limits
+from glmcpu.errors import DataError, printable
+
+_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..", re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_NOT_BRACKETS = bytes(c for c in range(256) if c not in b"[]{}")
+_INTEGER_CHARS = 20  # 2**64 - 1
+_REAL_CHARS = 64
+
+
+def parse(data: bytes, what: str) -> Any:
+    """The value of one JSON text: dict, list, str, int, float, bool or None.
+
+    Raises DataError, beginning with `what` (the file's name), for anything but plain UTF-8 JSON: a byte order mark, a
+    key given twice, NaN or Infinity, half a surrogate pair, an integer of more than 20 digits, deeper than
+    limits.JSON_DEPTH, more than limits.JSON_TOKENS quotes, commas and brackets.
+    """
+    what = printable(what, 200)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: not UTF-8 at byte {error.start:,}; expected JSON text, get the file again") from error
+    try:
+        _check_structure(data)
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_real,
+            parse_constant=_constant,
+        )
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{what}: not valid JSON at {place} ({error.msg}); get the file again") from error
+    except ValueError as error:
+        raise DataError(f"{what}: {error}") from error
+
+
+def _check_structure(data: bytes) -> None:
+    """Counts values and measures depth; all passes are C loops over the bytes, so hostile text costs milliseconds."""
+    tokens = sum(map(data.count, (b'"', b",", b"[", b"]", b"{", b"}")))
+    if tokens > limits.JSON_TOKENS:
+        raise ValueError(f"{tokens:,} JSON marks, and at most {limits.JSON_TOKENS:,} are accepted")
+    bare = data.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    if _SURROGATE.search(_PAIR.sub(b"", bare)):
+        raise ValueError("holds half a surrogate pair; expected whole Unicode characters")
+    outside_strings = b"".join(bare.split(b'"')[::2])
+    depth = 0
+    for bracket in outside_strings.translate(None, _NOT_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > limits.JSON_DEPTH:
+            raise ValueError(f"JSON nested deeper than {limits.JSON_DEPTH} levels; expected a plain table")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"duplicate key '{printable(twice, 80)}'; expected every key once")
+    return table
+
+
+def _integer(text: str) -> int:
+    # "-0" is a float for other parsers of the same file.
+    if len(text) > _INTEGER_CHARS or text == "-0":
+        raise ValueError(f"number {printable(text, 40)} is out of range; expected at most {_INTEGER_CHARS} digits")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    value = float(text) if len(text) <= _REAL_CHARS else math.inf
+    if not math.isfinite(value):
+        raise ValueError(f"number {printable(text, 40)} is out of range; expected a finite float")
+    return value
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"holds {text}; expected finite numbers")
