@@ -1,7 +1,7 @@
 """Writes a random ChatGLM-6B checkpoint in the official layout, full size by default, without torch.
 
     python benchmarks/random_checkpoint.py FOLDER               13.4 GB in 8 shards
-    python benchmarks/random_checkpoint.py FOLDER --layers 2    2.9 GB
+    python benchmarks/random_checkpoint.py FOLDER --layers 1    2.5 GB
 
 Linears, embedding and lm_head are float16 ~ N(0, 0.02), layer norms float32 near 1; lm_head is stored, as in the
 official file. The numbers repeat after 4 million: one block of them is made and written over and over.

@@ -10,13 +10,14 @@ import hashlib
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from glmcpu import files, formats, limits, packed, store
-from glmcpu.errors import DataError, GlmcpuError, UsageError, printable
+from glmcpu.errors import DataError, GlmcpuError, Notice, UsageError, printable
 from glmcpu.models import chatglm as model
 from glmcpu.tokenizers.chatglm import Tokenizer
 
@@ -52,7 +53,9 @@ def convert(
     folder, name, hashes = _locate(os.fspath(source), revision, offline, report)
     target = store.home() / f"{name}-{weights}{store.SUFFIX}" if destination is None else Path(destination)
     with open_checkpoint(folder) as checkpoint:
-        _check_target(target, checkpoint)
+        _check_target(target)
+        for note in checkpoint.notes:
+            warnings.warn(f"{printable(folder, 200)}: {note}", Notice, stacklevel=2)
         config_name = printable(folder / "config.json", 200)
         config = chatglm.read_config(checkpoint.config, checkpoint.tokenizer_config, config_name)
         sources = chatglm.sources(checkpoint, config, printable(folder, 200))
@@ -93,7 +96,7 @@ def _locate(
     return fetched.folder, source.rpartition("/")[2], fetched.files
 
 
-def _check_target(target: Path, checkpoint: Checkpoint) -> None:
+def _check_target(target: Path) -> None:
     """Refuses to write over anything but an earlier packed model."""
     if not target.exists():
         return

@@ -14,6 +14,7 @@ the official one is stale.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from glmcpu import limits, strict_json
-from glmcpu.errors import DataError, printable
-from glmcpu.files import read_bytes
+from glmcpu.errors import DataError, MachineError, printable
+from glmcpu.files import read_bytes, reason
 
 from . import stored_tensor
 from .file_kind import read_tensors, refuse_known
@@ -87,20 +88,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises DataError when there is none, or a file of it is missing, damaged or not what its name says; MachineError
     when the system refuses to read one.
     """
-    if not folder.exists():
-        raise DataError(f"{shown(folder)}: no such folder; give the folder that has config.json and the weights")
-    if not folder.is_dir():
-        raise DataError(f"{shown(folder)}: is a file; give the folder that has config.json and the weights")
-    if not (folder / "config.json").exists():
+    names = _listed(folder)
+    if "config.json" not in names:
         raise DataError(f"{shown(folder)}: config.json is missing; fetch the whole model folder from the hub")
     config = _read_table(folder / "config.json", limits.CONFIG_BYTES)
     read = [folder / "config.json"]
     tokenizer_config = None
-    if (folder / "tokenizer_config.json").exists():
+    if "tokenizer_config.json" in names:
         read.append(folder / "tokenizer_config.json")
         tokenizer_config = _read_table(read[-1], limits.CONFIG_BYTES)
-    tokenizer = folder / "ice_text.model"
-    layouts = [name for name in _LAYOUTS if (folder / name).exists()]
+    layouts = [name for name in _LAYOUTS if name in names]
     if not layouts:
         raise DataError(f"{shown(folder)}: no weights; expected pytorch_model*.bin or model*.safetensors in the folder")
     promised = _weight_map(folder / layouts[0]) if layouts[0].endswith(".json") else {}
@@ -114,7 +111,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint(
             config=config,
             tokenizer_config=tokenizer_config,
-            tokenizer=tokenizer if tokenizer.exists() else None,
+            tokenizer=folder / "ice_text.model" if "ice_text.model" in names else None,
             files=tuple(sorted(read + [folder / name for name in shards])),
             notes=tuple(f"{layouts[0]} is used and {name} beside it is not" for name in other[:1]),
             tensors={name: _info(name, tensor) for name, tensor in stored.items()},
@@ -122,6 +119,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             _promised={name: file for name, file in promised.items() if name not in stored},
             _files=files.pop_all(),
         )
+
+
+def _listed(folder: Path) -> set[str]:
+    advice = "give the folder that has config.json and the weights"
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError as error:
+        raise DataError(f"{shown(folder)}: no such folder; {advice}") from error
+    except NotADirectoryError as error:
+        raise DataError(f"{shown(folder)}: is a file; {advice}") from error
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{shown(folder)}: cannot be read: {reason(error)}; {advice}") from error
 
 
 def _read_all(folder: Path, shards: list[str], files: contextlib.ExitStack) -> dict[str, StoredTensor]:
@@ -150,7 +159,7 @@ def _info(name: str, tensor: StoredTensor) -> TensorInfo:
 def _read_table(path: Path, limit: int) -> dict[str, Any]:
     """A JSON file that must hold an object."""
     data = read_bytes(path, limit)
-    if not data.lstrip().startswith(b"{"):
+    if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
         refuse_known(data, shown(path))
     value = strict_json.parse(data, shown(path))
     if not isinstance(value, dict):

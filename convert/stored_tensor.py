@@ -179,7 +179,7 @@ def _decode(values: NDArray[Any], dtype: str, wide: NDArray[Any] | None) -> NDAr
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     out = wide[: values.size]
     if dtype == "bf16":  # the upper half of a float32
-        np.left_shift(values, np.uint32(16), out=out.view(np.uint32))
+        np.left_shift(values, 16, out=out.view(np.uint32), dtype=np.uint32)
     else:
         with np.errstate(over="ignore"):  # a float64 too large becomes infinity, which the converter refuses by name
             np.copyto(out, values, casting="same_kind")

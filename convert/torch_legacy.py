@@ -41,7 +41,8 @@ def read_torch_legacy(file: WeightFile) -> dict[str, StoredTensor]:
 
 def _storages(file: WeightFile, keys: Any, refs: dict[str, StorageRef], at: int) -> dict[str, Storage]:
     """Walks the data from byte `at` on: the counts in the file and in the pickle must agree to the last byte."""
-    if not isinstance(keys, list) or sorted(refs) != sorted(key for key in keys if isinstance(key, str)):
+    known = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not known or sorted(keys) != sorted(refs):
         raise DataError(f"{file.name}: its list of storages is not the one its tensors name; download it again")
     storages: dict[str, Storage] = {}
     for key in keys:

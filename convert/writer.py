@@ -169,7 +169,7 @@ def _check_finite(name: str, tensor: str, values: NDArray[np.float32], begin: in
     value = values[row, column]
     remedy = f"at most {largest:,.0f} in this format; use --weights f32" if np.isfinite(value) else "finite numbers"
     raise DataError(
-        f"{name}: tensor '{tensor}' holds {value} at row {begin + row:,}, column {column:,} ({len(bad):,} such values in "
+        f"{name}: tensor '{tensor}' holds {value} at row {begin + row:,}, column {column:,} ({len(bad):,} such in "
         f"{len(values):,} rows); weights must be {remedy}"
     )
 

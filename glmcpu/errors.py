@@ -35,7 +35,11 @@ class NetworkError(GlmcpuError, OSError):
     exit_code = 5
 
 
-class ContextWarning(UserWarning):
+class Notice(UserWarning):
+    """Something the user should know that stops nothing."""
+
+
+class ContextWarning(Notice):
     """The conversation outgrew the context: the oldest rounds were left out of the prompt."""
 
 

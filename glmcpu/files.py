@@ -78,7 +78,7 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
     if free < needed_bytes:
         raise MachineError(
             f"{printable(folder, 200)}: no space for {what}: {megabytes(needed_bytes)} needed, {megabytes(free)} free; "
-            "free some, or name a DESTINATION on another disk"
+            "free some, or choose a folder on another disk"
         )
 
 

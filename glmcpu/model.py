@@ -71,6 +71,16 @@ class Model:
         """The hyperparameters and special ids."""
         return self._model.config
 
+    def is_compiled(self) -> bool:
+        """Whether the first forward is quick: this machine keeps all kernels it needs."""
+        return self._model.is_compiled()
+
+    def compile(self) -> None:
+        """Compiles the kernels, or loads the compiled ones, by reading a few tokens."""
+        pad, gmask, bos = self.config.pad, self.config.gmask, self.config.bos
+        for _ in self.generate(([pad] * 14)[: max(0, self.context - 3)] + [gmask, bos], max_new_tokens=2):
+            pass
+
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The official forward over `ids`, [gMASK] or [MASK] and <sop> included: scores (T, V) after each id.
 

@@ -129,10 +129,11 @@ def test_byte_progress_shows_a_bar_with_bytes_and_time_left(make_screen, clock):
     assert screen.getvalue().endswith("convert [#####...............]  25%  1,000 of 4,000 MB  0:30 left")
 
 
-def test_byte_progress_writes_a_line_for_every_tenth_elsewhere(capsys):
+def test_byte_progress_writes_a_line_for_every_tenth_elsewhere(capsys, clock):
     progress = terminal.ByteProgress(terminal.StatusLine())
     for stage in ("download", "convert"):
         for done in range(101):
+            clock[0] += 1
             progress(stage, done * 1_000_000, 100_000_000)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 20
@@ -140,8 +141,24 @@ def test_byte_progress_writes_a_line_for_every_tenth_elsewhere(capsys):
     assert lines[-1] == "glmcpu: convert: 100 % (100 of 100 MB)"
 
 
-def test_byte_progress_survives_an_unknown_total(capsys):
+def test_byte_progress_of_a_quick_job_is_silent(capsys, clock):
     progress = terminal.ByteProgress(terminal.StatusLine())
+    for done in range(101):
+        clock[0] += 0.009
+        progress("convert", done, 100)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "words"), [(0, "0.0 kB"), (99_999, "100.0 kB"), (100_000, "0.1 MB"), (3_912_400_000, "3,912.4 MB")]
+)
+def test_sizes_are_for_a_person(n_bytes, words):
+    assert terminal.size(n_bytes) == words
+
+
+def test_byte_progress_survives_an_unknown_total(capsys, clock):
+    progress = terminal.ByteProgress(terminal.StatusLine())
+    clock[0] += 2
     progress("download", 5, 0)
     progress("download", 5, 3)
     assert "100 %" in capsys.readouterr().err

@@ -21,19 +21,10 @@ from numpy.typing import NDArray
 Bytes = bytes | bytearray | memoryview
 BF16 = np.dtype([("bf16", "<u2")])
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-STORAGE_TYPES = {
-    np.dtype("f8"): "DoubleStorage",
-    np.dtype("f4"): "FloatStorage",
-    np.dtype("f2"): "HalfStorage",
-    BF16: "BFloat16Storage",
-    np.dtype("i8"): "LongStorage",
-    np.dtype("i4"): "IntStorage",
-    np.dtype("i2"): "ShortStorage",
-    np.dtype("i1"): "CharStorage",
-    np.dtype("u1"): "ByteStorage",
-    np.dtype("?"): "BoolStorage",
-}
+LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03."  # magic, protocol 1001
+_KINDS = {"f8": "Double", "f4": "Float", "f2": "Half", "i8": "Long", "i4": "Int", "i2": "Short", "i1": "Char"}
+_KINDS |= {"u1": "Byte", "?": "Bool"}
+STORAGE_TYPES = {BF16: "BFloat16Storage"} | {np.dtype(code): f"{name}Storage" for code, name in _KINDS.items()}
 SAFETENSORS_TYPES = {np.dtype("f4"): "F32", np.dtype("f2"): "F16", BF16: "BF16", np.dtype("i1"): "I8"}
 
 
@@ -158,16 +149,12 @@ def state_dict_pickle(views: Mapping[str, View], *, ordered: bool = False, legac
 
 
 class ZipWriter:
-    """The archive that torch's stream writer makes: members stored, data aligned to 64 bytes, ZIP64 end record.
-
-    Sizes and offsets from `full` on go into a ZIP64 field; a smaller `full` makes small archives of that kind.
-    """
+    """torch's archive. Sizes and offsets from `full` on go into a ZIP64 field; a small `full` tries that cheaply."""
 
     def __init__(self, file: BinaryIO, root: str, full: int = 0xFFFFFFFF) -> None:
         self.file, self.root, self.full = file, root, full
-        self.at = 0
+        self.at = self.count = 0
         self.directory = bytearray()
-        self.count = 0
 
     def add(self, name: str, size_bytes: int, chunks: Iterable[Bytes]) -> None:
         """One member of `size_bytes` bytes, given in chunks."""
@@ -200,11 +187,9 @@ class ZipWriter:
         directory_at, size = self.at, len(self.directory)
         self._write(self.directory)
         end_at, n = self.at, self.count
-        end64 = (b"PK\x06\x06", 44, 0x031E, 0x2D, 0, 0, n, n, size, directory_at)
-        self._write(struct.pack("<4sQ2H2I4Q", *end64))
+        self._write(struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 0x031E, 0x2D, 0, 0, n, n, size, directory_at))
         self._write(struct.pack("<4sIQI", b"PK\x06\x07", 0, end_at, 1))
-        end = (b"PK\x05\x06", 0, 0, n, n, size, min(directory_at, 0xFFFFFFFF), 0)
-        self._write(struct.pack("<4s4H2IH", *end))
+        self._write(struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, n, n, size, min(directory_at, 0xFFFFFFFF), 0))
 
     def _write(self, data: Bytes) -> None:
         self.file.write(data)
@@ -257,9 +242,7 @@ def save_torch_legacy(path: Path, tensors: Mapping[str, NDArray[Any]], *, ordere
 
 def legacy_head(pickle: bytes, keys: list[str]) -> bytes:
     """The five pickles in front of the data."""
-    magic, protocol, machine, names = (Pickler() for _ in range(4))
-    magic.integer(LEGACY_MAGIC)
-    protocol.integer(1001)
+    machine, names = Pickler(), Pickler()
     machine.out += b"}("
     machine.text("protocol_version")
     machine.integer(1001)
@@ -271,7 +254,7 @@ def legacy_head(pickle: bytes, keys: list[str]) -> bytes:
     for key in keys:
         names.text(key)
     names.out += b"e"
-    return b"".join([magic.out, b".", protocol.out, b".", machine.out, b".", pickle, names.out, b"."])
+    return b"".join([LEGACY_START, machine.out, b".", pickle, names.out, b"."])
 
 
 def views_of(tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, View], dict[str, NDArray[Any]]]:
@@ -305,10 +288,9 @@ def save_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, array in tensors.items():
-        raw = array.tobytes()
         entry = {"dtype": SAFETENSORS_TYPES[array.dtype], "shape": list(array.shape)}
-        header[name] = {**entry, "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
+        header[name] = {**entry, "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += array.tobytes()
     path.write_bytes(safetensors_bytes(header, data))
 
 

@@ -5,37 +5,36 @@ between `<!-- begin: help -->` and its end the --help text of every command. tes
 """
 
 import ast
+import functools
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
-
-import click
 
 from glmcpu.cli import group
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh.md")
 FOLDERS = ("glmcpu", "convert", "tests", "benchmarks")
-COLUMNS = 100
 
 
-def project_files() -> list[Path]:
-    """The project's files, relative to its root: what git has or would take; without git, all that are not hidden."""
-    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+def git_files(*options: str) -> list[Path]:
+    """The files git knows, relative to the root; none where there is no git, as in an unpacked sdist."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", *options]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        paths = [Path(line) for line in listed]
     except (OSError, subprocess.CalledProcessError):
-        paths = [p.relative_to(ROOT) for p in ROOT.rglob("*")]
-        paths = [p for p in paths if not any(part.startswith(".") or part == "build" for part in p.parts)]
-    return sorted(p for p in paths if (ROOT / p).is_file())
+        return []
+    return [Path(line) for line in listed if (ROOT / line).is_file()]
 
 
-def tree() -> str:
-    """The annotated tree; a folder's line is that of its __init__.py, unless that is empty."""
+def tree(files: list[Path]) -> str:
+    """The annotated tree of the Python files; a folder's line is that of its __init__.py, unless that is empty."""
     lines = []
     shown: set[Path] = set()
-    for path in sorted(p for p in project_files() if p.suffix == ".py" and p.parts[0] in FOLDERS):
+    sources = [p for p in files if p.suffix == ".py" and p.parts[0] in FOLDERS]
+    for path in sorted(sources, key=lambda p: (FOLDERS.index(p.parts[0]), p)):
         for folder in reversed(path.parents[:-1]):
             if folder not in shown:
                 shown.add(folder)
@@ -45,18 +44,27 @@ def tree() -> str:
     return "```\n" + "\n".join(lines) + "\n```"
 
 
+@functools.cache
 def help_texts() -> str:
-    """The --help text of the program and of every command."""
+    """What the program and every command print for --help, 100 columns wide."""
     texts = []
-    for words, command in [("glmcpu", group), *((f"glmcpu {n}", c) for n, c in sorted(group.commands.items()))]:
-        context = click.Context(command, info_name=words, terminal_width=COLUMNS, max_content_width=COLUMNS)
-        texts.append(f"$ {words} --help\n{command.get_help(context)}")
+    for command in [[], *([name] for name in sorted(group.commands))]:
+        # Not in this process: click remembers the help option of whoever asked first. Not in ROOT: it hides convert/.
+        run = subprocess.run(
+            [sys.executable, "-m", "glmcpu", *command, "--help"],
+            cwd=ROOT / "tests",
+            env={**os.environ, "COLUMNS": "100"},
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
+        texts.append(" ".join(["$ glmcpu", *command, "--help"]) + "\n" + run.stdout.strip())
     return "```\n" + "\n\n".join(texts) + "\n```"
 
 
 def generated() -> dict[str, str]:
     """What belongs between each pair of markers."""
-    return {"tree": tree(), "help": help_texts()}
+    return {"tree": tree(git_files("--others", "--exclude-standard")), "help": help_texts()}
 
 
 def part(readme: str, name: str) -> str:

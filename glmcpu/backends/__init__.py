@@ -22,6 +22,9 @@ NAMES = ("cpu", "reference")
 class Backend(Protocol):
     """The operations of a forward pass; all arrays are float32 and C-contiguous, T tokens over all sequences."""
 
+    def is_compiled(self, formats: Mapping[str, str]) -> bool:
+        """Whether the code for these formats (matrix -> format) need not be compiled first."""
+
     def exclusive(self) -> AbstractContextManager[object]:
         """Held around a forward: kernels of one process run one call at a time."""
 

@@ -13,7 +13,7 @@ from glmcpu import formats as all_formats
 from glmcpu.cache import KVCache, Segment
 from glmcpu.formats import Weight
 from glmcpu.kernels import activations, attention, norms, rotary, threads
-from glmcpu.simd import isa
+from glmcpu.simd import isa, kernel
 
 Floats = NDArray[np.float32]
 
@@ -23,6 +23,10 @@ class Backend:
 
     def __init__(self, wanted: int | None = None) -> None:
         self.threads = threads.set_threads(wanted)
+
+    def is_compiled(self, formats: Mapping[str, str]) -> bool:
+        """Whether the kernels are kept in the private folder of simd/kernel.py."""
+        return kernel.compiled_before("attention", *("f32" if name == "f16" else name for name in formats.values()))
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -23,6 +23,10 @@ class Backend:
     def __init__(self, threads: int | None = None) -> None:
         pass
 
+    def is_compiled(self, formats: Mapping[str, str]) -> bool:
+        """Nothing is compiled."""
+        return True
+
     def exclusive(self) -> AbstractContextManager[object]:
         """NumPy needs no protection."""
         return nullcontext()

@@ -12,15 +12,17 @@ import difflib
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 import click
 
 from glmcpu import __version__
 from glmcpu.cli import chat, convert, info, ls, rm, terminal, verify
 from glmcpu.cli.options import DEBUG, debug_option
-from glmcpu.errors import GlmcpuError, printable
+from glmcpu.errors import GlmcpuError, Notice, printable
 from glmcpu.files import reason
 
 LINE_CHARS = 1000
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.use_utf8()
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings: dict[str, bool] = {}
-    with _ending_signals():
+    with _ending_signals(), _notices():
         try:
             code = _run(arguments, settings)
             if sys.stdout is not None:
@@ -139,6 +141,19 @@ def _ending_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _notices() -> Iterator[None]:
+    """Makes each of our own warnings a line on stderr, every time it comes."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        terminal.note(f"note: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show
+        yield
 
 
 def _flush_or_silence() -> None:

@@ -40,7 +40,9 @@ def show_answer(ask: Ask, label: str = "") -> None:
 def explain_end(stats: Stats) -> None:
     """Says on stderr why an answer ended when it did not end by itself."""
     if stats.finish_reason == "length":
-        terminal.note(f"note: the answer was cut after {stats.answer_tokens:,} tokens, the most there was room for")
+        terminal.note(
+            f"note: the answer was cut after {stats.answer_tokens:,} tokens, where --max-new-tokens or the context ends"
+        )
 
 
 def stats_line(stats: Stats) -> str:

@@ -4,11 +4,8 @@ terminal                 banner, prompt, editing, commands: repl.py
 not a terminal, --prompt  the question from --prompt or stdin; the answer alone on stdout, all else on stderr
 """
 
-import contextlib
 import functools
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +14,7 @@ import click
 from glmcpu import limits
 from glmcpu.cli import terminal
 from glmcpu.cli.options import context_option, debug_option, threads_option, whole_number
-from glmcpu.errors import ContextWarning, UsageError, printable
+from glmcpu.errors import UsageError
 
 if TYPE_CHECKING:
     from glmcpu.chat import ChatModel
@@ -67,20 +64,19 @@ def command(
     question = "" if interactive else read_prompt(prompt)
     loaded = load_model(path, context=context, threads=threads, backend=backend)
     session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system)
-    with _context_notes():
-        if interactive:
-            from glmcpu import store
-            from glmcpu.cli import repl
+    if interactive:
+        from glmcpu import store
+        from glmcpu.cli import repl
 
-            repl.run(session, store.home() / "chat_history", stats=stats)
-        else:
-            from glmcpu.cli.answer import explain_end, show_answer, stats_line
+        repl.run(session, store.home() / "chat_history", stats=stats)
+    else:
+        from glmcpu.cli.answer import explain_end, show_answer, stats_line
 
-            show_answer(functools.partial(session.say, question))
-            if session.last is not None:
-                explain_end(session.last)
-                if stats:
-                    terminal.note(stats_line(session.last))
+        show_answer(functools.partial(session.say, question))
+        if session.last is not None:
+            explain_end(session.last)
+            if stats:
+                terminal.note(stats_line(session.last))
 
 
 def make_sampler(*, greedy: bool, temperature: float | None, **rest: Any) -> "Sampler":
@@ -113,12 +109,14 @@ def find_model(model: str | None) -> Path:
 
 
 def load_model(path: Path, *, context: int, threads: int | None, backend: str) -> "ChatModel":
-    """Opens a packed file, and says so on a terminal: the first time kernels are compiled."""
+    """Opens a packed file. The first time on a machine its kernels are compiled here, and a line says so."""
     from glmcpu.model import Model
 
-    with terminal.StatusLine() as line:
-        line.show(f"loading {printable(path.name)}")
-        return Model.load(path, context=context, threads=threads, backend=backend)
+    model = Model.load(path, context=context, threads=threads, backend=backend)
+    if not model.is_compiled():
+        terminal.note("compiling the kernels for this machine, which is done once and takes some seconds")
+        model.compile()
+    return model
 
 
 def _read_stdin() -> str:
@@ -131,16 +129,3 @@ def _read_stdin() -> str:
         raise UsageError(f"standard input: more than {limits.INPUT_BYTES:,} bytes, the most that is read; shorten it")
     # PowerShell puts a byte order mark before what it pipes.
     return data.decode("utf-8-sig", "replace").replace("\r\n", "\n").rstrip("\n")
-
-
-@contextlib.contextmanager
-def _context_notes() -> Iterator[None]:
-    """Makes the warning about dropped rounds a line on stderr, each time."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        terminal.note(f"note: {message}")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", ContextWarning)
-        warnings.showwarning = show
-        yield

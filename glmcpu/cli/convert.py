@@ -65,15 +65,17 @@ def command(
 def _result(path: Path) -> str:
     """What was written and the next command."""
     from glmcpu import store
-    from glmcpu.packed import describe
+    from glmcpu.model import describe
 
     found = describe(path)
     known = path.parent == store.home() and path in store.models()
     name = path.name.removesuffix(store.SUFFIX) if known else os.fspath(path)
-    next_step = f"glmcpu chat {_quoted(name)}" if found.has_tokenizer else "it has no tokenizer, so it knows ids only"
+    next_step = f"next: glmcpu chat {_quoted(name)}"
+    if not found.has_tokenizer:
+        next_step = "it has no tokenizer and knows ids only; for text convert again with --tokenizer FILE"
     return (
-        f"wrote {printable(path, 300)}: {found.file_bytes / 1e6:,.1f} MB, {found.weights}, "
-        f"{found.bits_per_weight:.2f} bits per weight; next: {next_step}"
+        f"wrote {printable(path, 300)}: {terminal.size(found.file_bytes)}, {found.weights}, "
+        f"{found.bits_per_weight:.2f} bits per weight; {next_step}"
     )
 
 

@@ -1,6 +1,9 @@
 """`glmcpu info`: a packed model and the memory it needs, or the machine, or the bounds on what is read."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,22 +37,31 @@ def command(file: str | None, context: int, show_limits: bool) -> None:
 
 def _model(path: Path, context: int) -> list[tuple[str, str]]:
     from glmcpu.memory import available_bytes, megabytes
-    from glmcpu.packed import describe
+    from glmcpu.model import describe
 
     found = describe(path)
     needed, have = found.memory_bytes(context), available_bytes()
     verdict = "" if have is None else f", {megabytes(have)} available: {'enough' if have >= needed else 'NOT enough'}"
     return [
         ("file", str(path)),
-        ("size", megabytes(found.file_bytes)),
+        ("size", terminal.size(found.file_bytes)),
         ("generation", str(found.generation)),
         ("weights", f"{found.weights}, {found.bits_per_weight:.2f} bits per weight"),
         ("formats", _counts(list(found.formats.values()))),
         ("tokenizer", "inside" if found.has_tokenizer else "none: ids only"),
         (f"memory for {context:,} tokens", megabytes(needed) + verdict),
-        *((f"config {key}", str(value)) for key, value in sorted(found.config.items())),
-        *((f"source {key}", str(value)) for key, value in sorted(found.source.items())),
+        *((f"config {key}", str(value)) for key, value in dataclasses.asdict(found.config).items()),
+        *_source(found.source),
     ]
+
+
+def _source(source: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the weights came from, one row for each file; what a file says of itself may be anything."""
+    rows = [(f"source {key}", str(value)) for key, value in sorted(source.items()) if value and key != "files"]
+    files = source.get("files")
+    if isinstance(files, Mapping):
+        rows += [(f"source {name}", _text(facts)) for name, facts in files.items()]
+    return rows
 
 
 def _counts(names: list[str]) -> str:
@@ -66,6 +78,8 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {fact}" for key, fact in value.items())
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -30,7 +30,7 @@ def command() -> None:
 
 def _row(path: Path) -> tuple[str, str, str, str]:
     from glmcpu import store
-    from glmcpu.packed import describe
+    from glmcpu.model import describe
 
     found = path.stat()
     try:
@@ -38,4 +38,4 @@ def _row(path: Path) -> tuple[str, str, str, str]:
     except GlmcpuError:
         weights = "broken"  # `glmcpu verify` says how
     date = datetime.fromtimestamp(found.st_mtime).strftime("%Y-%m-%d %H:%M")
-    return printable(path.name.removesuffix(store.SUFFIX)), printable(weights), f"{found.st_size / 1e6:,.1f} MB", date
+    return printable(path.name.removesuffix(store.SUFFIX)), printable(weights), terminal.size(found.st_size), date

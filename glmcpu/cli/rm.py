@@ -27,7 +27,7 @@ def command(name: str, yes: bool) -> None:
             return
     size_bytes = path.stat().st_size
     files.remove(path)
-    terminal.write_line(f"removed {printable(path, 200)}: {size_bytes / 1e6:,.1f} MB")
+    terminal.write_line(f"removed {printable(path, 200)}: {terminal.size(size_bytes)}")
 
 
 def _model(name: str) -> Path:

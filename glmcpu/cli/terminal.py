@@ -21,6 +21,7 @@ from glmcpu.errors import MachineError, printable
 from glmcpu.files import reason
 
 REDRAW_S = 0.1  # between two redrawings of a status line
+NOTE_S = 1.0  # between two lines of progress where there is no terminal
 
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
 _C1_CONTROLS = dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -73,6 +74,11 @@ def note(text: str) -> None:
     _write_error(f"glmcpu: {text}\n")
 
 
+def size(n_bytes: int) -> str:
+    """A number of bytes for a person: "3,912.4 MB", "7.3 kB"."""
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 100_000 else f"{n_bytes / 1e3:,.1f} kB"
+
+
 def silence_stdout() -> None:
     """Points stdout nowhere, so that Python's own flush at exit cannot fail again."""
     with contextlib.suppress(OSError, ValueError):
@@ -118,7 +124,8 @@ class StatusLine:
 class ByteProgress:
     """The progress of a long job: `(stage, done_bytes, total_bytes)` as a bar with the time left, or as quiet lines.
 
-    Without a terminal one line is written for every 10 % of a stage, so that a log stays short.
+    Without a terminal one line is written for every 10 % of a stage, and none within a second of another, so that a
+    log stays short.
     """
 
     def __init__(self, line: StatusLine) -> None:
@@ -126,17 +133,19 @@ class ByteProgress:
         self._stage = ""
         self._began_s = 0.0
         self._tenth = 0
+        self._noted_s = time.monotonic()
 
     def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
+        now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._began_s, self._tenth = stage, time.monotonic(), 0
+            self._stage, self._began_s, self._tenth = stage, now, 0
         share = min(1.0, done_bytes / total_bytes) if total_bytes else 0.0
         amount = f"{done_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB"
         if self._line.active:
             bar = ("#" * int(20 * share)).ljust(20, ".")
             self._line.show(f"{stage} [{bar}] {share:4.0%}  {amount}  {self._left(share)}")
-        elif int(10 * share) > self._tenth:
-            self._tenth = int(10 * share)
+        elif int(10 * share) > self._tenth and now - self._noted_s >= NOTE_S:
+            self._tenth, self._noted_s = int(10 * share), now
             note(f"{printable(stage)}: {10 * self._tenth} % ({amount})")
 
     def _left(self, share: float) -> str:

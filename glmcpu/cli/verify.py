@@ -22,4 +22,4 @@ def command(file: str) -> None:
     with terminal.StatusLine() as line:
         show = terminal.ByteProgress(line)
         verify(path, progress=lambda done, total: show("verify", done, total))
-    terminal.write_line(f"{printable(path, 300)}: whole, {path.stat().st_size / 1e6:,.1f} MB")
+    terminal.write_line(f"{printable(path, 300)}: all checksums match, {terminal.size(path.stat().st_size)}")

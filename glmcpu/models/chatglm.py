@@ -159,13 +159,17 @@ class ChatGLM:
         c = self.config
         return self._backend.new_cache(c.layers, c.heads, c.channels // c.heads, capacity, self._formats)
 
+    def is_compiled(self) -> bool:
+        """Whether the backend's code for these formats is ready on this machine."""
+        return self._backend.is_compiled(self._formats)
+
     def forward(self, parts: Sequence[Part], every: bool = False, after_layer: Observer | None = None) -> Floats:
         """Reads the ids that each part's cache does not hold yet, all sequences in one pass over the weights.
 
         Returns the scores after the last id of each part (parts, V), or with `every` after each id read (T, V).
         after_layer(n, x) is called with the residual x (T, C) before layer n and once after the last: a progress
         report, and a window for tests. A sequence's result does not depend on the others. Raises DataError for ids
-        outside the vocabulary or without <sop> and a mask token.
+        outside the vocabulary or without <sop> and a mask token, and when a cache is too small or nothing is new.
         """
         ids, positions, segments = self._lay_out(parts)
         with self._backend.exclusive():
@@ -205,15 +209,22 @@ class ChatGLM:
         positions, segments = [], []
         for part in parts:
             begin = part.cache.length
-            self._check(part.ids, begin)
             where, visible = plan(part.ids, begin, self.config)
+            self._check(part)
             segments.append(Segment(len(ids), len(ids) + len(visible), visible, part.cache))
             ids.extend(part.ids[begin:])
             positions.append(where)
         return np.array(ids, np.int64), np.concatenate(positions), segments
 
-    def _check(self, ids: Sequence[int], begin: int) -> None:
-        for i in ids[begin:]:
+    def _check(self, part: Part) -> None:
+        ids, cache = part
+        # A kernel writes where it is told to: ids behind the cache's end would damage memory.
+        if not cache.length < len(ids) <= cache.capacity:
+            raise DataError(
+                f"{len(ids):,} ids for a cache that holds {cache.length:,} of them and has room for {cache.capacity:,}; "
+                "give at least one new id and no more than fit"
+            )
+        for i in ids[cache.length :]:
             if not 0 <= i < self.config.vocabulary:
                 raise DataError(f"id {i} is outside the vocabulary of {self.config.vocabulary:,}")
 

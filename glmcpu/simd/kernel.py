@@ -56,10 +56,10 @@ def folder() -> Path | None:
     return path
 
 
-def compiled_before() -> bool:
-    """Whether this machine holds compiled kernels of this version, so that the first call is quick."""
+def compiled_before(*modules: str) -> bool:
+    """Whether the kernels of all these files ("attention", "int8") are kept already, so that a first call is quick."""
     place = folder()
-    return place is not None and any(place.rglob("*.nbi"))
+    return place is not None and all(any(place.glob(f"{module}.*.nbi")) for module in modules)
 
 
 def _cache_root() -> Path:
