@@ -139,7 +139,9 @@ def _matrix(job: Job, ours: str, source: Source, output: _Output) -> Iterator[in
         scale = None if scales is None else scales[begin : begin + len(slab)]
         weight = slab if scale is None else _dequantize(slab, scale, source.bits)
         _check_finite(job.name, source.weight, weight, begin, float("inf") if name == "f32" else _HALF_MAX)
-        yield sum(output.put(f"{ours}.{key}", array) for key, array in kind.pack(weight, scale).items())
+        # Codes of 8 bits do not fit into 4: such a weight gets scales of its own.
+        given = scale if source.bits <= kind.BITS_PER_WEIGHT else None
+        yield sum(output.put(f"{ours}.{key}", array) for key, array in kind.pack(weight, given).items())
         begin += len(slab)
 
 

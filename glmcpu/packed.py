@@ -228,4 +228,12 @@ def _contents(header: Header, name: str) -> Contents:
         tables[key] = strict_json.parse(metadata[key].encode(), f"{name}: {key}")
         if not isinstance(tables[key], dict):
             raise DataError(f"{name}: '{key}' in the header is not an object; convert the model again")
+    for key in ("formats", "checksums"):
+        if not all(isinstance(text, str) for text in tables[key].values()):
+            raise DataError(f"{name}: '{key}' in the header must map names to texts; convert the model again")
+    if unknown := set(tables["formats"].values()) - set(formats.names()):
+        raise DataError(
+            f"{name}: weights in format {printable(min(unknown), 40)!r}, and this glmcpu reads "
+            f"{' '.join(formats.names())}; upgrade glmcpu or convert the model again"
+        )
     return Contents(metadata["generation"], metadata["weights"], **tables)

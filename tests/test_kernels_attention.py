@@ -1,0 +1,141 @@
+"""Attention over float32 and float16 caches against the reference, and query by query."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from glmcpu.backends import reference
+from glmcpu.cache import KVCache, Segment
+from glmcpu.kernels.attention import append, attend
+
+F32 = np.float32
+DTYPES = [np.float32, np.uint16]
+OnThreads = Callable[[Callable[[], Any]], Any]
+
+
+def _filled_up(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Heads of D channels filled up with zeros to a multiple of 16, as split_rotate gives them."""
+    return np.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % 16)))
+
+
+def _qkv(t: int, H: int, D: int, before: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """q of t tokens; k and v of `before` older ones and these, all values that float16 holds exactly."""
+    rng = np.random.default_rng(t + 100 * H + 1000 * D + before)
+    k, v = (rng.normal(size=(before + t, H, D)).astype(np.float16).astype(F32) for _ in range(2))
+    return rng.normal(size=(t, H, D)).astype(F32), k, v
+
+
+def _cache(k: NDArray[np.float32], v: NDArray[np.float32], dtype: type[np.generic], pieces: int = 2) -> KVCache:
+    """A cache longer than needed, filled in several appends."""
+    cache = KVCache(1, k.shape[1], k.shape[2], len(k) + 5, dtype)
+    for k_piece, v_piece in zip(np.array_split(k, pieces), np.array_split(v, pieces), strict=True):
+        append(cache.keys[0], cache.values[0], _filled_up(k_piece), _filled_up(v_piece), cache.length)
+        cache.length += len(k_piece)
+    return cache
+
+
+def _attend(q: NDArray[np.float32], cache: KVCache, visible: NDArray[np.int64]) -> NDArray[np.float32]:
+    out = np.full((q.shape[0], q.shape[1] * q.shape[2]), np.nan, F32)
+    attend(out, _filled_up(q), cache.keys[0], cache.values[0], visible)
+    return out
+
+
+def _reference(
+    q: NDArray[np.float32], k: NDArray[np.float32], v: NDArray[np.float32], visible: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """All k and v are appended behind nothing, by the reference's own attention over a padded q."""
+    t, S = len(q), len(k)
+    queries = np.concatenate([np.zeros((S - t, *q.shape[1:]), F32), q])
+    segment = Segment(0, S, np.concatenate([np.ones(S - t, np.int64), visible]), KVCache(1, *q.shape[1:], S, F32))
+    return reference.Backend().attend(np.stack([queries, k, v]), 0, [segment], q.shape[2])[S - t :]
+
+
+def _visible(kind: str, t: int, before: int) -> NDArray[np.int64]:
+    if kind == "all":
+        return np.full(t, before + t)
+    if kind == "causal":
+        return np.arange(before + 1, before + t + 1)
+    return np.random.default_rng(t).integers(1, before + t + 1, t)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [8, 16, 24, 64, 128])
+@pytest.mark.parametrize(("t", "before"), [(1, 0), (1, 15), (1, 16), (2, 40), (8, 0), (9, 7), (19, 14), (33, 100)])
+def test_attention_is_the_definition(t: int, before: int, D: int, dtype: Any, on_threads: OnThreads) -> None:
+    q, k, v = _qkv(t, 3, D, before)
+    cache = _cache(k, v, dtype)
+    for kind in ("all", "causal", "any"):
+        visible = _visible(kind, t, before)
+        out = on_threads(lambda visible=visible: _attend(q, cache, visible))
+        np.testing.assert_allclose(out, _reference(q, k, v, visible), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["all", "causal", "any"])
+def test_a_query_alone_has_the_bits_it_has_among_others(kind: str, dtype: Any) -> None:
+    q, k, v = _qkv(19, 2, 24, 30)
+    cache, visible = _cache(k, v, dtype), _visible(kind, 19, 30)
+    out = _attend(q, cache, visible)
+    for t in range(19):
+        assert _attend(q[t : t + 1], cache, visible[t : t + 1]).tobytes() == out[t].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_cache_does_not_depend_on_how_it_was_filled(dtype: Any, on_threads: OnThreads) -> None:
+    _, k, v = _qkv(37, 3, 24, 0)
+
+    def fill(pieces: int) -> tuple[Any, Any]:
+        cache = _cache(k, v, dtype, pieces)
+        return cache.keys, cache.values
+
+    once, one_by_one = on_threads(lambda: fill(1)), fill(37)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(once, one_by_one, strict=True))
+
+
+def test_a_float16_cache_holds_the_nearest_halves() -> None:
+    k, v = np.random.default_rng(0).normal(size=(2, 20, 2, 16)).astype(F32)
+    for plain, exact in zip(_cache(k, v, np.uint16).plain(0), (k, v), strict=True):
+        assert np.array_equal(plain, exact.astype(np.float16).astype(F32))
+
+
+def test_scores_far_apart_do_not_overflow() -> None:
+    q, k, v = _qkv(2, 1, 16, 40)
+    out = _attend(q * F32(1e4), _cache(k, v, np.float32), np.full(2, 42))
+    best = (q[:, 0] @ k[:, 0].T).argmax(axis=1)
+    np.testing.assert_allclose(out, v[best, 0], rtol=1e-6)
+
+
+def test_equal_scores_give_the_mean() -> None:
+    q, k, v = _qkv(1, 2, 16, 16)
+    out = _attend(np.zeros_like(q), _cache(k, v, np.float32), np.array([17]))
+    np.testing.assert_allclose(out[0], v.mean(axis=0).reshape(-1), rtol=1e-5, atol=1e-6)
+
+
+def test_one_visible_position_gives_its_values_exactly() -> None:
+    q, k, v = _qkv(3, 2, 24, 20)
+    out = _attend(q, _cache(k, v, np.float32), np.ones(3, np.int64))
+    assert np.array_equal(out, np.tile(v[0].reshape(-1), (3, 1)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_query_that_is_no_number_spoils_its_own_output_only(bad: float) -> None:
+    q, k, v = _qkv(19, 2, 16, 10)
+    cache, visible = _cache(k, v, np.float32), _visible("all", 19, 10)
+    clean = _attend(q, cache, visible)
+    q[4, 1, 3] = bad
+    out = _attend(q, cache, visible)
+    wrong = np.isnan(out.reshape(19, 2, 16)).all(axis=2)
+    assert np.argwhere(wrong).tolist() == [[4, 1]]
+    assert np.array_equal(out.reshape(19, 2, 16)[~wrong], clean.reshape(19, 2, 16)[~wrong])
+
+
+def test_what_lies_behind_the_visible_positions_is_not_read() -> None:
+    q, k, v = _qkv(1, 2, 16, 20)
+    cache = _cache(k, v, np.float32)
+    clean = _attend(q, cache, np.array([5]))
+    cache.values[:, :, 5:] = np.nan
+    cache.keys[:, :, 1:] = np.nan
+    assert _attend(q, cache, np.array([5])).tobytes() == clean.tobytes()
