@@ -79,7 +79,7 @@ def _locate(
 ) -> tuple[Path, str, dict[str, str | None]]:
     """The folder, the model's name, and the SHA-256 of files the hub has vouched for."""
     path = Path(source).expanduser()
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if files.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         if revision is not None:
             raise UsageError(
                 f"--revision {printable(revision)} is for models on the hub, and {printable(source)} is a folder"
@@ -98,7 +98,7 @@ def _locate(
 
 def _check_target(target: Path) -> None:
     """Refuses to write over anything but an earlier packed model."""
-    if not target.exists():
+    if not files.exists(target):
         return
     name = printable(target, 200)
     if target.is_dir():

@@ -48,6 +48,5 @@ def printable(text: object, limit: int = 120) -> str:
 
     Names out of a checkpoint are chosen by its publisher, who must not be able to write to the user's terminal.
     """
-    raw = str(text)
-    cut = raw if len(raw) <= limit else raw[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])
+    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"

@@ -18,7 +18,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from glmcpu.errors import DataError, GlmcpuError, MachineError, UsageError, printable
 from glmcpu.memory import megabytes
@@ -51,6 +51,17 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         os.close(descriptor)
         raise DataError(f"{name}: is not a regular file; give the file itself, not a folder, pipe or device")
     return io.FileIO(descriptor, "rb", closefd=True)
+
+
+def exists(path: Path) -> bool:
+    """Whether something is at `path`; raises MachineError when the system does not let us look."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{printable(path, 200)}: cannot be looked up: {reason(error)}; check its folder") from error
+    return True
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -87,12 +98,11 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file object whose content replaces `target` when the block ends well, and is thrown away when it does not.
 
     Raises MachineError when the system refuses (no space, no permission, another run is writing the same
-    target) and UsageError when `target` is a folder. The mode is 0666 less the umask, as for any new file.
+    target) and UsageError when `target` is a folder or a device. The mode is 0666 less the umask, as for any new file.
     """
     path = Path(os.path.realpath(target))
     name = printable(path, 200)
-    if path.is_dir():
-        raise UsageError(f"{name}: is a folder; name a file in it")
+    _require_replaceable(path, name)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +110,7 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             _remove_abandoned(path)
             try:
                 with _open_new(partial) as file:
-                    _lock(file)
+                    _lock(file.fileno())
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
@@ -133,19 +143,34 @@ def remove(path: Path) -> None:
         raise MachineError(f"{printable(path, 200)}: cannot be removed: {reason(error)}") from error
 
 
+def _require_replaceable(path: Path, name: str) -> None:
+    """Raises UsageError for a folder or a device: a rename would put a plain file in its place."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # nothing there, or the write itself says what is wrong
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{name}: is a folder; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{name}: is not a regular file, and only such a one is replaced; name another")
+
+
 @contextlib.contextmanager
 def _claim(path: Path) -> Iterator[None]:
     """Holds the right to write `path`, so that two runs never write one target at once."""
     lock = path.with_name(f".{path.name}.glmcpu-lock")
-    with open(lock, "ab") as file:
-        if not _lock(file):
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor, ours = os.open(lock, flags | getattr(os, "O_CLOEXEC", 0), 0o666), True
+    try:
+        ours = _lock(descriptor)
+        if not ours:
             raise MachineError(f"{printable(path, 200)}: another glmcpu is writing it; wait for that one to end")
-        try:
-            yield
-        finally:
-            if sys.platform != "win32":  # Windows cannot unlink an open file; an empty lock file stays there
-                with contextlib.suppress(OSError):
-                    os.unlink(lock)
+        yield
+    finally:
+        if ours and sys.platform != "win32":  # Windows cannot unlink an open file; an empty lock file stays there
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+        os.close(descriptor)
 
 
 def _open_new(path: Path) -> BinaryIO:
@@ -158,7 +183,7 @@ def _remove_abandoned(path: Path) -> None:
     for leftover in path.parent.glob(f".{_glob_escape(path.name)}.*{_PARTIAL}"):
         with contextlib.suppress(OSError):
             with open(leftover, "r+b") as file:
-                abandoned = _lock(file)
+                abandoned = _lock(file.fileno())
             if abandoned:
                 os.unlink(leftover)
 
@@ -167,13 +192,13 @@ def _glob_escape(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def _lock(file: IO[bytes]) -> bool:
+def _lock(descriptor: int) -> bool:
     """Takes the file's advisory lock without waiting; False when another process holds it."""
     try:
         if sys.platform == "win32":
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         # A file system without locks (some NFS) must not stop the work.
         return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)

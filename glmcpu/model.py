@@ -78,8 +78,9 @@ class Model:
     def compile(self) -> None:
         """Compiles the kernels, or loads the compiled ones, by reading a few tokens."""
         pad, gmask, bos = self.config.pad, self.config.gmask, self.config.bos
-        for _ in self.generate(([pad] * 14)[: max(0, self.context - 3)] + [gmask, bos], max_new_tokens=2):
-            pass
+        prompt, cache = [*[pad] * 14, gmask, bos], self._model.new_cache(17)
+        for ids in (prompt, [*prompt, pad]):
+            self._model.forward([Part(ids, cache)])
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The official forward over `ids`, [gMASK] or [MASK] and <sop> included: scores (T, V) after each id.

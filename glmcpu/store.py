@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from glmcpu.errors import DataError, printable
+from glmcpu.files import exists
 
 SUFFIX = ".safetensors"
 
@@ -41,7 +42,7 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
     """The file of a model given by path or by its name in the models folder.
 
     What has a separator or the suffix .safetensors is a path, and a plain name that is no model may be a file's. Raises
-    DataError, with the nearest name, when there is no such file.
+    DataError, with the nearest name, when there is no such file, MachineError when we may not look.
     """
     text = os.fspath(path_or_name)
     path = Path(text)
@@ -52,7 +53,7 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
         if path.is_file():
             return path
         raise DataError(f"no model {printable(text)!r} in {printable(home(), 200)}; {_advice(text)}")
-    if path.exists():
+    if exists(path):
         return path
     if path.name == text and (home() / text).is_file():
         return home() / text

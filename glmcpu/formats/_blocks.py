@@ -61,8 +61,9 @@ def place_bytes(out, codes, lane):
 
 @kernel()
 def place_nibbles(out, codes, lane):
-    """Writes one row's codes (I,) i8 in -8..7 into lane `lane` of a block (I/8, 16, 4)."""
+    """Writes one row's codes (I,) i8, held to -8..7, into lane `lane` of a block (I/8, 16, 4)."""
     for j in range(codes.size // 8):
         for i in range(4):
-            low, high = codes[8 * j + i] + 8, codes[8 * j + 4 + i] + 8
+            low = min(max(codes[8 * j + i], -8), 7) + 8
+            high = min(max(codes[8 * j + 4 + i], -8), 7) + 8
             out[j, lane, i] = np.uint8(low | (high << 4))

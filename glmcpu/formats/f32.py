@@ -9,10 +9,11 @@ fused multiply-add at a time, so a result depends neither on the number of threa
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from glmcpu.formats._blocks import ROWS, blocks, lane_rows, pad
+from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.tile import TILE, tile_fma, tile_store, zeros
 from glmcpu.simd.vector import load, load_part, splat
@@ -47,7 +48,7 @@ def matmul_values(
 ) -> None:
     """The same for values (blocks, I, 16) in f32, or in f16 seen as uint16."""
     T, I = x.shape
-    _matmul_parallel(out.reshape(-1), x.reshape(-1), values.reshape(-1), bias, T, I, out.shape[1])
+    _matmul_parallel(out.reshape(-1), x.reshape(-1), values.reshape(-1), bias, T, I, out.shape[1], threads())
 
 
 @kernel()
@@ -72,7 +73,7 @@ def _matmul_range(out, x, values, bias, T, I, O, begin, end):
 
 
 @kernel(parallel=True)
-def _matmul_parallel(out, x, values, bias, T, I, O):
-    count, workers = (O + 15) // 16, get_num_threads()
+def _matmul_parallel(out, x, values, bias, T, I, O, workers):
+    count = (O + 15) // 16
     for w in prange(workers):
         _matmul_range(out, x, values, bias, T, I, O, count * w // workers, count * (w + 1) // workers)

@@ -12,11 +12,12 @@ group (half a bit more) and calibration by activations.
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from glmcpu.formats._blocks import GROUP, ROWS, blocks, groups, lane_rows, nibble_rows, pad, place_nibbles
 from glmcpu.kernels.quantize_rows import quantize_rows
+from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.tile import TILE, tile_dot_nibbles, tile_offsets, tile_scaled, tile_store, zeros
 from glmcpu.simd.vector import (
@@ -69,7 +70,7 @@ def matmul(out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: 
     x_codes, x_scales, x_sums = quantize_rows(x)
     T, G = x_scales.shape
     flat = [a.reshape(-1) for a in (arrays["codes"], arrays["scales"].view(np.uint16), x_codes, x_scales, x_sums)]
-    _matmul_parallel(out.reshape(-1), *flat, bias, T, G, out.shape[1])
+    _matmul_parallel(out.reshape(-1), *flat, bias, T, G, out.shape[1], threads())
 
 
 # The group's largest weight divided by each of these is tried as the scale.
@@ -153,8 +154,8 @@ def _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, 
 
 
 @kernel(parallel=True)
-def _matmul_parallel(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O):
-    count, workers = (O + 15) // 16, get_num_threads()
+def _matmul_parallel(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, workers):
+    count = (O + 15) // 16
     for w in prange(workers):
         begin, end = count * w // workers, count * (w + 1) // workers
         _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end)

@@ -1,11 +1,15 @@
 """The elementwise parts of a block: GELU, and the residual of ChatGLM-6B."""
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.vector import add, div, exp, fma, load_part, mul, splat, store_part
+
+
+_SHARED = 1 << 16  # fewer numbers than this are done sooner by one thread than shared out
 
 
 def gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -13,13 +17,20 @@ def gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Computed as x / (1 + exp(-2 u)), which is the same function with one exponential.
     """
-    _gelu_parallel(x.reshape(-1), x.size)
+    if x.size < _SHARED:
+        _gelu_range(x.reshape(-1), 0, x.size)
+    else:
+        _gelu_parallel(x.reshape(-1), x.size, threads())
     return x
 
 
 def scale_add(h: NDArray[np.float32], alpha: float, y: NDArray[np.float32]) -> NDArray[np.float32]:
     """alpha * h + y, all (T, C), written over y; returns y."""
-    _scale_add_parallel(y.reshape(-1), h.reshape(-1), np.float32(alpha), h.size)
+    arguments = (y.reshape(-1), h.reshape(-1), np.float32(alpha))
+    if h.size < _SHARED:
+        _scale_add_range(*arguments, 0, h.size)
+    else:
+        _scale_add_parallel(*arguments, h.size, threads())
     return y
 
 
@@ -34,8 +45,7 @@ def _gelu_range(x, begin, end):
 
 
 @kernel(parallel=True)
-def _gelu_parallel(x, size):
-    workers = get_num_threads() if size >= 1 << 14 else 1
+def _gelu_parallel(x, size, workers):
     for w in prange(workers):
         _gelu_range(x, size * w // workers, size * (w + 1) // workers)
 
@@ -49,7 +59,6 @@ def _scale_add_range(y, h, alpha, begin, end):
 
 
 @kernel(parallel=True)
-def _scale_add_parallel(y, h, alpha, size):
-    workers = get_num_threads() if size >= 1 << 14 else 1
+def _scale_add_parallel(y, h, alpha, size, workers):
     for w in prange(workers):
         _scale_add_range(y, h, alpha, size * w // workers, size * (w + 1) // workers)

@@ -13,9 +13,10 @@ one head of a few queries (a register tile); sums run over positions in order, s
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.tile import TILE, tile_fma, tile_store, zeros
 from glmcpu.simd.vector import add, exp, first, load, maximum, mul, reduce_add, reduce_max, scatter, splat, store, sub
@@ -23,7 +24,12 @@ from glmcpu.simd.vector import add, exp, first, load, maximum, mul, reduce_add, 
 
 def append(keys: NDArray[Any], values: NDArray[Any], k: NDArray[np.float32], v: NDArray[np.float32], at: int) -> None:
     """Writes k and v (t, H, P) of t new tokens into one layer's cache from position `at` on."""
-    _append_parallel(keys.reshape(-1), values.reshape(-1), k.reshape(-1), v.reshape(-1), at, *k.shape, values.shape[1])
+    t, H, P = k.shape
+    flat = (keys.reshape(-1), values.reshape(-1), k.reshape(-1), v.reshape(-1), at, t, H, P, values.shape[1])
+    if t < 4:  # too little to share
+        _append_range(*flat, 0, H)
+    else:
+        _append_parallel(*flat, min(threads(), H))
 
 
 def attend(
@@ -36,20 +42,26 @@ def attend(
     """out (t, H*D) = attention of q (t, H, P) over one layer's cache; visible (t,) >= 1 positions each."""
     t, H, P = q.shape
     D, S = out.shape[1] // H, int(visible.max())
-    scratch = np.empty((get_num_threads(), TILE, -(-S // 16) * 16), np.float32)
+    scratch = np.empty((threads(), TILE, -(-S // 16) * 16), np.float32)
     flat = (out.reshape(-1), q.reshape(-1), keys.reshape(-1), values.reshape(-1), visible, scratch)
     _attend_parallel(*flat, t, H, P, D, values.shape[1], np.float32(1 / np.sqrt(D)))
 
 
-@kernel(parallel=True)
-def _append_parallel(keys, values, k, v, at, t, H, P, S):
-    for h in prange(H):
+@kernel()
+def _append_range(keys, values, k, v, at, t, H, P, S, begin, end):
+    for h in range(begin, end):
         for i in range(t):
             position, source = at + i, (i * H + h) * P
             block = ((h * (S // 16) + position // 16) * P) * 16 + position % 16
             for c in range(0, P, 16):
                 scatter(keys, block + c * 16, 16, load(k, source + c))
                 store(values, (h * S + position) * P + c, load(v, source + c))
+
+
+@kernel(parallel=True)
+def _append_parallel(keys, values, k, v, at, t, H, P, S, workers):
+    for w in prange(workers):
+        _append_range(keys, values, k, v, at, t, H, P, S, H * w // workers, H * (w + 1) // workers)
 
 
 @kernel()

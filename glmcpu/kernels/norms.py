@@ -1,9 +1,10 @@
 """Layer norm: (x - mean) / sqrt(variance + epsilon) * scale + shift, one token at a time."""
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.vector import add, first, fma, load_part, mul, reduce_add, splat, store_part, sub
 
@@ -12,8 +13,13 @@ def layer_norm(
     x: NDArray[np.float32], scale: NDArray[np.float32], shift: NDArray[np.float32], epsilon: float
 ) -> NDArray[np.float32]:
     """x (T, C) normed over C with biased variance (Ba et al. 2016), times scale (C,) plus shift (C,)."""
+    T, C = x.shape
     out = np.empty_like(x)
-    _layer_norm_parallel(out.reshape(-1), x.reshape(-1), scale, shift, np.float32(epsilon), *x.shape)
+    arguments = (out.reshape(-1), x.reshape(-1), scale, shift, np.float32(epsilon), C)
+    if T < 4:  # too little to share
+        _layer_norm_range(*arguments, 0, T)
+    else:
+        _layer_norm_parallel(*arguments, T, min(threads(), T))
     return out
 
 
@@ -38,7 +44,6 @@ def _layer_norm_range(out, x, scale, shift, epsilon, C, begin, end):
 
 
 @kernel(parallel=True)
-def _layer_norm_parallel(out, x, scale, shift, epsilon, T, C):
-    workers = min(get_num_threads(), T)
+def _layer_norm_parallel(out, x, scale, shift, epsilon, C, T, workers):
     for w in prange(workers):
         _layer_norm_range(out, x, scale, shift, epsilon, C, T * w // workers, T * (w + 1) // workers)

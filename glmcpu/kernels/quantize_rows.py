@@ -7,9 +7,10 @@ a dot product is offset * sum, known once for all outputs.
 """
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.vector import absolute, load, load_part, maximum, mul, reduce_max, splat, store_codes
 
@@ -29,7 +30,7 @@ def quantize_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.
     if T * I < 1 << 15:
         _quantize_rows_range(*arrays, 0, T)
     else:
-        _quantize_rows_parallel(*arrays, T)
+        _quantize_rows_parallel(*arrays, T, min(threads(), T))
     return codes, scales, sums
 
 
@@ -51,7 +52,6 @@ def _quantize_rows_range(codes, scales, sums, x, I, G, begin, end):
 
 
 @kernel(parallel=True)
-def _quantize_rows_parallel(codes, scales, sums, x, I, G, T):
-    workers = get_num_threads()
+def _quantize_rows_parallel(codes, scales, sums, x, I, G, T, workers):
     for w in prange(workers):
         _quantize_rows_range(codes, scales, sums, x, I, G, T * w // workers, T * (w + 1) // workers)

@@ -8,6 +8,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
 
 
@@ -23,23 +24,34 @@ def split_rotate(
     D = qkv.shape[1] // (3 * heads)
     P = -(-D // 16) * 16
     out = np.zeros((3, T, heads, P), np.float32) if P != D else np.empty((3, T, heads, P), np.float32)
-    _split_rotate_parallel(out, qkv.reshape(T, heads, 3, D), cos, sin, parts)
+    arguments = (out, qkv.reshape(T, heads, 3, D), cos, sin, parts)
+    if T < 4:  # too little to share
+        _split_rotate_range(*arguments, 0, T)
+    else:
+        _split_rotate_parallel(*arguments, min(threads(), T))
     return out
 
 
-@kernel(parallel=True)
-def _split_rotate_parallel(out, qkv, cos, sin, parts):
-    T, H, D = qkv.shape[0], qkv.shape[1], qkv.shape[3]
+@kernel()
+def _split_rotate_range(out, qkv, cos, sin, parts, begin, end):
+    H, D = qkv.shape[1], qkv.shape[3]
     half = D // (2 * parts)
-    for t in prange(T):
+    for t in range(begin, end):
         for h in range(H):
             out[2, t, h, :D] = qkv[t, h, 2]
             for which in range(2):
                 x, y = qkv[t, h, which], out[which, t, h]
                 for part in range(parts):
-                    begin = part * 2 * half
+                    at = part * 2 * half
                     for i in range(half):
                         c, s = cos[t, part * half + i], sin[t, part * half + i]
-                        a, b = x[begin + i], x[begin + half + i]
-                        y[begin + i] = a * c - b * s
-                        y[begin + half + i] = b * c + a * s
+                        a, b = x[at + i], x[at + half + i]
+                        y[at + i] = a * c - b * s
+                        y[at + half + i] = b * c + a * s
+
+
+@kernel(parallel=True)
+def _split_rotate_parallel(out, qkv, cos, sin, parts, workers):
+    T = qkv.shape[0]
+    for w in prange(workers):
+        _split_rotate_range(out, qkv, cos, sin, parts, T * w // workers, T * (w + 1) // workers)

@@ -221,8 +221,8 @@ class ChatGLM:
         # A kernel writes where it is told to: ids behind the cache's end would damage memory.
         if not cache.length < len(ids) <= cache.capacity:
             raise DataError(
-                f"{len(ids):,} ids for a cache that holds {cache.length:,} of them and has room for {cache.capacity:,}; "
-                "give at least one new id and no more than fit"
+                f"{len(ids):,} ids for a cache that holds {cache.length:,} of them and has room for {cache.capacity:,} "
+                "in all; give at least one new id and no more than fit"
             )
         for i in ids[cache.length :]:
             if not 0 <= i < self.config.vocabulary:

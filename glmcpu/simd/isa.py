@@ -33,17 +33,15 @@ def _runs_here(isa: ModuleType) -> bool:
 
 
 def _choose() -> ModuleType:
-    forced = os.environ.get("GLMCPU_ISA", "")
-    if not forced:
-        return _load(available()[0])
-    if forced not in available():
-        raise UsageError(
-            f"GLMCPU_ISA={printable(forced)}: this machine has {' '.join(available())}; unset it or name one"
-        )
+    here = available()
+    forced = os.environ.get("GLMCPU_ISA") or here[0]
+    if forced not in here:
+        raise UsageError(f"GLMCPU_ISA={printable(forced)}: this machine has {' '.join(here)}; unset it or name one")
     isa = _load(forced)
-    if isa.CPU and forced != available()[0]:
-        # Effective only before Numba's first compilation, which importing this package precedes.
-        numba.config.CPU_NAME, numba.config.CPU_FEATURES = isa.CPU, isa.CPU_FEATURES
+    held = bool(isa.CPU) and forced != here[0]
+    # Overrides NUMBA_CPU_NAME too: LLVM aborts on a word its CPU cannot lower. Effective only before Numba's first
+    # compilation, which importing this package precedes.
+    numba.config.CPU_NAME, numba.config.CPU_FEATURES = (isa.CPU, isa.CPU_FEATURES) if held else (None, None)
     return isa
 
 

@@ -28,7 +28,8 @@ from glmcpu.simd import isa
 def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Compiles a function on its first call and keeps the machine code.
 
-    No bounds checks, no fast-math, division by zero as in NumPy. `parallel` allows prange.
+    No bounds checks, no fast-math, division by zero as in NumPy. `parallel` allows prange. A kernel is given the number
+    of threads: one that asks Numba for it holds a pointer of this process and cannot be kept on disk.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -43,15 +44,16 @@ def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
 @cache
 def folder() -> Path | None:
     """The private folder of compiled kernels, made on demand; None when there is no safe place for one."""
-    root = _cache_root() / "kernels"
-    path = root / _digest()
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = _cache_root() / "kernels"
+        path = root / _digest()
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         if not (_private(root) and _private(path)):
             return None
         with open(path / ".writable", "wb"):
             pass
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
         return None
     return path
 
@@ -98,6 +100,7 @@ class _Locator(caching._CacheLocator):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._module = function.__module__
+        self._py_file = function.__code__.co_filename  # for Numba's warning when something cannot be kept
 
     def get_cache_path(self) -> str:
         return str(folder())
@@ -122,11 +125,15 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         try:
-            return super().load_overload(signature, target)
+            compiled = super().load_overload(signature, target)
+            # Two processes that compile at once can each put their own code behind the other's index entry.
+            if compiled is None or tuple(compiled.signature.args) == tuple(signature):
+                return compiled
         except Exception:  # a damaged pickle can raise anything; the entry is dropped and compiled again
-            with contextlib.suppress(OSError):
-                self.flush()
-            return None
+            pass
+        with contextlib.suppress(OSError):
+            self.flush()
+        return None
 
     def save_overload(self, signature: Any, data: Any) -> None:
         try:

@@ -7,7 +7,7 @@ variables, cross loops and stand inside a prange; they cannot be stored in Pytho
     v = load(a, i)            16 values of a flat array from index i; a is float32, or uint16 holding float16
     store(a, i, v)            and back                      load_part / store_part: the first n lanes only
     splat(x)  add sub mul fma maximum  exp  reduce_add reduce_max  first(n, v, x): x in the lanes from n on
-    load_bytes(a, i)  splat_bytes(a, i)  low_nibbles high_nibbles     64 bytes; 4 bytes repeated; the halves of bytes
+    load_bytes(a, i)  low_nibbles high_nibbles              64 bytes; the halves of bytes
 
 Numba has no float16 arrays on the CPU, so halves travel as uint16 and only ever exist as float32 in registers.
 Left out: fast-math. Sums run in the order the kernel states, so one token's result never depends on its neighbours.

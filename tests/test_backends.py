@@ -1,0 +1,148 @@
+"""Both backends behind one face: the same operations, the same results, several sequences in one pass."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glmcpu import backends, formats
+from glmcpu.backends import Backend, cpu, reference
+from glmcpu.cache import Segment
+from glmcpu.errors import UsageError
+from glmcpu.formats import Weight
+
+F32 = np.float32
+OPERATIONS = sorted(name for name in vars(Backend) if not name.startswith("_"))
+
+
+def _both() -> tuple[Backend, Backend]:
+    return backends.load("cpu", 1), backends.load("reference")
+
+
+def _normal(*shape: int) -> Any:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(F32)
+
+
+def _weight(name: str, O: int, I: int) -> Weight:
+    arrays, bias = formats.load(name).pack(_normal(O, I)), _normal(O)
+    for array in (*arrays.values(), bias):
+        array.flags.writeable = False
+    return Weight(name, arrays, bias, O, I)
+
+
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_every_backend_has_every_operation(name: str) -> None:
+    backend = backends.load(name)
+    assert all(callable(getattr(backend, operation)) for operation in OPERATIONS)
+
+
+def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match="unknown backend 'cuda'; backends: cpu reference"):
+        backends.load("cuda")
+    with pytest.raises(UsageError, match="--threads 0"):
+        backends.load("cpu", 0)
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_products_and_embeddings_agree(name: str) -> None:
+    fast, slow = _both()
+    weight, x = _weight(name, 70, 96), _normal(5, 96)
+    found, expected = fast.linear(x, weight), slow.linear(x, weight)
+    assert np.linalg.norm(found - expected) < (1e-6 if formats.load(name).EXACT else 0.02) * np.linalg.norm(expected)
+    ids = np.array([69, 0, 33, 0])
+    assert np.array_equal(fast.rows(weight, ids), slow.rows(weight, ids))
+
+
+def test_the_reference_takes_a_long_weight_slab_by_slab() -> None:
+    weight, x = _weight("f32", 5000, 8), _normal(2, 8)
+    expected = x @ formats.unpack(weight).T + weight.bias
+    np.testing.assert_allclose(reference.Backend().linear(x, weight), expected, atol=1e-5)
+
+
+def test_elementwise_operations_agree() -> None:
+    fast, slow = _both()
+    x, h, scale, shift = _normal(7, 40), _normal(7, 40) * 2, _normal(40), _normal(40) * 2
+    np.testing.assert_allclose(
+        fast.layer_norm(x, scale, shift, 1e-5), slow.layer_norm(x, scale, shift, 1e-5), atol=1e-5
+    )
+    np.testing.assert_allclose(fast.gelu(x.copy()), slow.gelu(x.copy()), atol=1e-6)
+    np.testing.assert_allclose(fast.scale_add(h, 7.5, x.copy()), slow.scale_add(h, 7.5, x.copy()), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-6), ("int4", 2e-3)])
+@pytest.mark.parametrize("D", [8, 16])
+def test_several_sequences_attend_in_one_pass_each_to_its_own(D: int, kind: str, tolerance: float) -> None:
+    H, lengths, before = 2, (3, 1, 9), (0, 20, 5)
+    found = {}
+    for backend in _both():
+        caches = [backend.new_cache(2, H, D, 40, {"m": kind}) for _ in lengths]
+        for cache, n in zip(caches, before, strict=True):
+            if n:  # what each sequence has seen already
+                backend.attend(_turned(backend, n, H, D), 1, [Segment(0, n, np.full(n, n), cache)], D)
+                cache.length = n
+        ends = np.cumsum(lengths)
+        segments = [
+            Segment(int(end - n), int(end), np.arange(seen + 1, seen + n + 1), cache)
+            for end, n, seen, cache in zip(ends, lengths, before, caches, strict=True)
+        ]
+        qkv = _turned(backend, int(ends[-1]), H, D)
+        together = backend.attend(qkv, 1, segments, D)
+        for segment in segments:
+            here = np.ascontiguousarray(qkv[:, segment.begin : segment.end])
+            alone = backend.attend(here, 1, [Segment(0, here.shape[1], segment.visible, segment.cache)], D)
+            np.testing.assert_allclose(alone, together[segment.begin : segment.end], rtol=0, atol=1e-6)
+        assert [cache.length for cache in caches] == list(before)
+        found[type(backend)] = together
+    np.testing.assert_allclose(found[cpu.Backend], found[reference.Backend], atol=tolerance)
+
+
+def _turned(backend: Backend, T: int, H: int, D: int) -> Any:
+    angles = np.random.default_rng(T).uniform(0, 6, (T, D // 2)).astype(F32)
+    return backend.split_rotate(_normal(T, H * 3 * D), np.cos(angles), np.sin(angles), H, 2)
+
+
+def test_the_cache_is_half_precision_only_beside_quantized_weights() -> None:
+    fast, slow = _both()
+    for kinds, dtype in (({"a": "f32", "b": "f16"}, F32), ({"a": "f16", "b": "int4_g32"}, np.uint16)):
+        assert fast.new_cache(1, 1, 16, 16, kinds).keys.dtype == dtype
+        assert slow.new_cache(1, 1, 16, 16, kinds).keys.dtype == F32
+
+
+def test_the_machine_is_described() -> None:
+    machine = cpu.machine()
+    assert set(machine) == {"cpu", "isa", "isas", "cores", "threads", "threading_layer"}
+    assert machine["isa"] in machine["isas"]
+    assert 1 <= machine["threads"] <= machine["cores"]
+    assert machine["cpu"]
+
+
+def test_two_threads_take_turns_on_a_layer_that_aborts_on_concurrent_entry() -> None:
+    code = """
+import threading, numpy as np
+from glmcpu import backends
+backend, wrong = backends.load("cpu", 2), []
+x, scale = np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32), np.ones(128, np.float32)
+with backend.exclusive():
+    expected = backend.layer_norm(x, scale, scale, 1e-5)
+def work():
+    for _ in range(200):
+        with backend.exclusive():
+            if not np.array_equal(backend.layer_norm(x, scale, scale, 1e-5), expected):
+                wrong.append(1)
+workers = [threading.Thread(target=work) for _ in range(4)]
+[w.start() for w in workers]
+[w.join() for w in workers]
+from glmcpu.kernels.threads import threading_layer
+print(threading_layer(), len(wrong))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NUMBA_THREADING_LAYER": "workqueue"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["workqueue", "0"], done.stderr

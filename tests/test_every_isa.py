@@ -1,0 +1,35 @@
+"""The tests of words, kernels and formats once more on every other ISA of this machine, each in its own process.
+
+A process has one ISA, chosen when it starts; forcing another holds the compiler to a CPU of that kind.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glmcpu.simd import isa
+
+HERE = Path(__file__).parent
+FILES = sorted(
+    str(p) for pattern in ("test_simd_*.py", "test_kernels_*.py", "test_formats.py") for p in HERE.glob(pattern)
+)
+# What does not depend on the ISA, and starts processes of its own.
+ONCE = {"test_simd_isa.py", "test_simd_kernel.py", "test_kernels_threads.py"}
+
+
+@pytest.mark.skipif(bool(os.environ.get("GLMCPU_ISA")), reason="an ISA is forced: this run is about that one")
+@pytest.mark.parametrize("name", isa.available()[1:])
+def test_words_kernels_and_formats_hold_on(name: str) -> None:
+    files = [f for f in FILES if Path(f).name not in ONCE]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *files],
+        env={**os.environ, "GLMCPU_ISA": name},
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
