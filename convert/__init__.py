@@ -12,17 +12,18 @@ import re
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from glmcpu import files, formats, limits, packed, store
-from glmcpu.errors import DataError, GlmcpuError, Notice, UsageError, printable
+from glmcpu.errors import DataError, MachineError, Notice, UsageError, printable, shown
 from glmcpu.models import chatglm as model
 from glmcpu.tokenizers.chatglm import Tokenizer
 
 from . import chatglm, writer
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import LAYOUTS, Checkpoint, open_checkpoint
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,17 +52,17 @@ def convert(
     formats.load(weights)
     report = progress or (lambda stage, done, total: None)
     folder, name, hashes = _locate(os.fspath(source), revision, offline, report)
-    target = store.home() / f"{name}-{weights}{store.SUFFIX}" if destination is None else Path(destination)
+    target = store.home() / f"{name}-{weights}{store.SUFFIX}" if destination is None else _target(destination)
     with open_checkpoint(folder) as checkpoint:
-        _check_target(target)
+        _check_target(target, folder)
         for note in checkpoint.notes:
-            warnings.warn(f"{printable(folder, 200)}: {note}", Notice, stacklevel=2)
-        config_name = printable(folder / "config.json", 200)
+            warnings.warn(f"{shown(folder)}: {note}", Notice, stacklevel=2)
+        config_name = shown(folder / "config.json")
         config = chatglm.read_config(checkpoint.config, checkpoint.tokenizer_config, config_name)
-        sources = chatglm.sources(checkpoint, config, printable(folder, 200))
+        sources = chatglm.sources(checkpoint, config, shown(folder))
         chosen = _formats(checkpoint, sources, weights)
         contents = packed.Contents(
-            generation=model.GENERATION,
+            generation=chatglm.GENERATION,
             weights=weights,
             config=asdict(config),
             formats=chosen,
@@ -69,8 +70,14 @@ def convert(
             checksums={},
         )
         data = _tokenizer(checkpoint, tokenizer, config)
-        job = writer.Job(checkpoint, config, sources, chosen, data, contents, printable(folder, 200))
-        writer.write(job, target, _Hashing(checkpoint.files, hashes).result, report)
+        job = writer.Job(checkpoint, sources, chatglm.vectors(config), chosen, data, contents, shown(folder))
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:  # hashes the files while they are converted and in the page cache
+            hashing = pool.submit(_source_files, checkpoint.files, hashes, stop)
+            try:
+                writer.write(job, target, hashing.result, report)
+            finally:
+                stop.set()
     return target
 
 
@@ -78,7 +85,7 @@ def _locate(
     source: str, revision: str | None, offline: bool, report: Progress
 ) -> tuple[Path, str, dict[str, str | None]]:
     """The folder, the model's name, and the SHA-256 of files the hub has vouched for."""
-    path = Path(source).expanduser()
+    path = files.expanded(source)
     if files.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         if revision is not None:
             raise UsageError(
@@ -96,16 +103,25 @@ def _locate(
     return fetched.folder, source.rpartition("/")[2], fetched.files
 
 
-def _check_target(target: Path) -> None:
-    """Refuses to write over anything but an earlier packed model."""
+def _target(destination: str | os.PathLike[str]) -> Path:
+    text = os.fspath(destination)
+    if not text or text.endswith(("/", os.sep)):
+        raise UsageError(f"{shown(text)!r} is no file's name; name the file to write")
+    return Path(text)
+
+
+def _check_target(target: Path, folder: Path) -> None:
+    """Refuses to write over anything but an earlier packed model, and to become part of the checkpoint."""
+    name = shown(target)
+    if target.name in LAYOUTS and target.parent.resolve() == folder.resolve():
+        raise UsageError(f"{name}: would be taken for the checkpoint's own weights; choose another name or folder")
     if not files.exists(target):
         return
-    name = printable(target, 200)
     if target.is_dir():
         raise UsageError(f"{name}: is a folder; name the file to write")
     try:
         packed.PackedFile(target)
-    except GlmcpuError as error:
+    except DataError as error:
         raise UsageError(f"{name}: exists and is not a packed model; remove it or name another file") from error
 
 
@@ -137,7 +153,7 @@ def _tokenizer(checkpoint: Checkpoint, given: str | os.PathLike[str] | None, con
     for field, found in _special_ids(tokenizer):
         if getattr(config, field) != found:
             raise DataError(
-                f"{printable(path, 200)}: has id {found:,} for {field}, and config.json {getattr(config, field):,}: "
+                f"{shown(path)}: has id {found:,} for {field}, and config.json {getattr(config, field):,}: "
                 "they belong to different models; fetch all files from one revision"
             )
     return data
@@ -152,36 +168,23 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[tuple[str, int], ...]:
     )
 
 
-class _Hashing:
-    """SHA-256 of the source's files on a thread of its own, while they are converted and in the page cache."""
-
-    def __init__(self, paths: tuple[Path, ...], known: dict[str, str | None]) -> None:
-        self._found: dict[str, Any] = {}
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(paths, known), daemon=True)
-        self._thread.start()
-
-    def result(self) -> dict[str, Any]:
-        """File name -> size and digest; waits for the thread and raises what it met."""
-        self._thread.join()
-        if self._error:
-            raise self._error
-        return self._found
-
-    def _run(self, paths: tuple[Path, ...], known: dict[str, str | None]) -> None:
-        try:
-            for path in paths:
-                digest = known.get(path.name)
-                size, computed = _sha256(path) if digest is None else (path.stat().st_size, digest)
-                self._found[path.name] = {"sha256": computed, "size": size}
-        except BaseException as error:  # handed to the main thread, which raises it
-            self._error = error
+def _source_files(paths: tuple[Path, ...], known: dict[str, str | None], stop: threading.Event) -> dict[str, Any]:
+    """File name -> size and SHA-256 of the source's files; digests the hub has vouched for are taken as known."""
+    found = {}
+    for path in paths:
+        digest = known.get(path.name)
+        size, computed = _sha256(path, stop) if digest is None else (path.stat().st_size, digest)
+        found[path.name] = {"sha256": computed, "size": size}
+    return found
 
 
-def _sha256(path: Path) -> tuple[int, str]:
+def _sha256(path: Path, stop: threading.Event) -> tuple[int, str]:
     state, size, buffer = hashlib.sha256(), 0, bytearray(1 << 20)
-    with files.open_regular(path) as file:
-        while n := file.readinto(buffer):  # type: ignore[attr-defined]
-            state.update(memoryview(buffer)[:n])
-            size += n
+    try:
+        with files.open_regular(path) as file:
+            while not stop.is_set() and (n := file.readinto(buffer)):  # type: ignore[attr-defined]
+                state.update(memoryview(buffer)[:n])
+                size += n
+    except DataError as error:  # it was there when the checkpoint was opened
+        raise MachineError(f"{error}: it was removed while it was converted; run again") from error
     return size, state.hexdigest()

@@ -14,6 +14,7 @@ from glmcpu.models.chatglm import Config
 
 from .checkpoint import Checkpoint
 
+GENERATION = "chatglm"  # the file in glmcpu/models
 SLIM, OLD, IMAGE_TOKENS = 130528, 150528, 20000
 _FLOATS = ("f16", "bf16", "f32", "f64")
 
@@ -63,7 +64,7 @@ def read_config(table: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | 
         image_tokens=_image_tokens(values, tokenizer_config, name),
         tied=_flag(table, "tie_word_embeddings", True, name),
     )
-    chatglm.check(config, name)
+    chatglm.check(config, name, {ours: key for key, (ours, _) in _FIELDS.items()})
     return config
 
 
@@ -71,7 +72,10 @@ def quantization(table: Mapping[str, Any], name: str) -> tuple[int, bool]:
     """(bits of the stored linear weights or 0, whether the embedding is stored quantized too)."""
     bits = table.get("quantization_bit") or 0
     if bits not in (0, 4, 8):
-        raise DataError(f"{name}: quantization_bit is {printable(bits)}; 4 and 8 exist")
+        raise DataError(
+            f"{name}: quantization_bit is {printable(repr(bits), 40)} in config.json, and 4 and 8 exist; "
+            "fetch config.json again"
+        )
     return int(bits), _flag(table, "quantization_embeddings", False, name) if bits else False
 
 
@@ -94,17 +98,26 @@ def sources(checkpoint: Checkpoint, config: Config, name: str) -> dict[str, Sour
             raise DataError(f"{name}: {I} inputs of '{theirs}' do not fill bytes of two; the config is damaged")
         found[ours] = Source(theirs, O, I, stored, scale)
         allowed |= {theirs, f"{theirs}_scale"}
-    for ours, n in chatglm.vectors(config).items():
-        _require(checkpoint, name, official_vector(ours), (n,), _FLOATS)
-        allowed.add(official_vector(ours))
+    for theirs, n in vectors(config).values():
+        _require(checkpoint, name, theirs, (n,), _FLOATS)
+        allowed.add(theirs)
     if extra := [tensor for tensor in checkpoint.tensors if tensor not in allowed]:
         shown = ", ".join(f"'{printable(tensor, 60)}'" for tensor in extra[:3])
         raise DataError(f"{name}: {len(extra)} tensors are not part of ChatGLM-6B: {shown}; is this another model?")
+    if ghosts := [tensor for tensor in checkpoint.promised if tensor not in allowed]:
+        raise DataError(
+            f"{name}: tensor '{printable(ghosts[0], 60)}' is not part of ChatGLM-6B, and "
+            f"{checkpoint.missing(ghosts[0])}; fetch all files from one revision"
+        )
     return found
 
 
+def vectors(config: Config) -> dict[str, tuple[str, int]]:
+    """Our bias or norm's vector -> its official name and length."""
+    return {ours: (official_vector(ours), n) for ours, n in chatglm.vectors(config).items()}
+
+
 def official_vector(ours: str) -> str:
-    """The official name of a bias or a norm's vector."""
     place, _, kind = ours.rpartition(".")
     if kind == "bias":
         return _official_weight(place).removesuffix("weight") + "bias"
@@ -143,7 +156,7 @@ def _require(checkpoint: Checkpoint, name: str, tensor: str, shape: tuple[int, .
     if info.shape != shape or info.dtype not in dtypes:
         raise DataError(
             f"{name}: tensor '{tensor}' is {info.dtype} {list(info.shape)} in {printable(info.file, 60)}, and "
-            f"config.json demands {dtypes[0]} {list(shape)}; config and weights belong to different models"
+            f"config.json demands {dtypes[0]} {list(shape)}; they belong to different models"
         )
 
 

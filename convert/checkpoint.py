@@ -23,15 +23,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from glmcpu import limits, strict_json
-from glmcpu.errors import DataError, MachineError, printable
+from glmcpu.errors import DataError, MachineError, printable, shown
 from glmcpu.files import read_bytes, reason
 
 from . import stored_tensor
 from .file_kind import read_tensors, refuse_known
 from .stored_tensor import StoredTensor
-from .weight_file import WeightFile, shown
+from .weight_file import WeightFile
 
-_LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _NAME_CHARS = 255
 
 
@@ -56,8 +56,8 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
     files: tuple[Path, ...]  # every file read but the tokenizer, sorted by name
     notes: tuple[str, ...]  # sentences for the user: what was found and not used
     tensors: Mapping[str, TensorInfo]
+    promised: Mapping[str, str]  # tensor -> file, where the index names one that no file holds
     _stored: dict[str, StoredTensor] = field(repr=False)
-    _promised: dict[str, str] = field(repr=False)
     _files: contextlib.ExitStack = field(repr=False)
 
     def __exit__(self, *_: object) -> None:
@@ -77,8 +77,8 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
 
     def missing(self, name: str) -> str:
         """Why tensor `name` is not in `tensors`, to end an error sentence with."""
-        if name in self._promised:
-            return f"its index promises it in {printable(self._promised[name], 80)}, which does not hold it"
+        if name in self.promised:
+            return f"its index promises it in {printable(self.promised[name], 80)}, which does not hold it"
         return "no weight file of the folder holds it"
 
 
@@ -97,7 +97,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if "tokenizer_config.json" in names:
         read.append(folder / "tokenizer_config.json")
         tokenizer_config = _read_table(read[-1], limits.CONFIG_BYTES)
-    layouts = [name for name in _LAYOUTS if name in names]
+    layouts = [name for name in LAYOUTS if name in names]
     if not layouts:
         raise DataError(f"{shown(folder)}: no weights; expected pytorch_model*.bin or model*.safetensors in the folder")
     promised = _weight_map(folder / layouts[0]) if layouts[0].endswith(".json") else {}
@@ -116,7 +116,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             notes=tuple(f"{layouts[0]} is used and {name} beside it is not" for name in other[:1]),
             tensors={name: _info(name, tensor) for name, tensor in stored.items()},
             _stored=stored,
-            _promised={name: file for name, file in promised.items() if name not in stored},
+            promised={name: file for name, file in promised.items() if name not in stored},
             _files=files.pop_all(),
         )
 

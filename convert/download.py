@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from glmcpu import limits
-from glmcpu.errors import MachineError, NetworkError, printable
+from glmcpu.errors import MachineError, NetworkError, printable, shown
 from glmcpu.files import open_regular, reason
 
 from .transport import Interrupted, chunks, get, host_of, may_pass, pause, retry_after
@@ -146,10 +146,10 @@ def _open_partial(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
-        raise MachineError(f"{printable(path, 200)}: cannot be opened to download into: {reason(error)}") from error
+        raise MachineError(f"{shown(path)}: cannot be opened to download into: {reason(error)}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise MachineError(f"{printable(path, 200)}: is not a regular file; remove it and run again")
+        raise MachineError(f"{shown(path)}: is not a regular file; remove it and run again")
     return os.fdopen(descriptor, "r+b")
 
 

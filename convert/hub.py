@@ -23,7 +23,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
 from glmcpu import __version__, files, limits
-from glmcpu.errors import DataError, GlmcpuError, MachineError, NetworkError, UsageError, printable
+from glmcpu.errors import DataError, GlmcpuError, MachineError, NetworkError, UsageError, printable, shown
 from glmcpu.strict_json import parse
 
 from .download import Remote, download, is_promised
@@ -72,7 +72,7 @@ def fetch(
         raise
     except OSError as error:
         raise MachineError(
-            f"{printable(cache, 200)}: cannot keep the download there: {files.reason(error)}; "
+            f"{shown(cache)}: cannot keep the download there: {files.reason(error)}; "
             "make room or set HF_HOME to a folder on another disk"
         ) from error
 
@@ -237,14 +237,14 @@ def _cached(cache: Path, name: str, revision: str | None) -> Fetched:
     snapshot = repo / "snapshots" / commit
     if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
         raise NetworkError(
-            f"offline, and {name} at {printable(revision or 'main')} was never downloaded to {printable(cache, 200)} "
+            f"offline, and {name} at {printable(revision or 'main')} was never downloaded to {shown(cache)} "
             "(missing: config.json and the weights); run once without --offline"
         )
     present = {p.name for p in snapshot.iterdir() if p.is_file()}
     missing = ({"config.json"} | _needed_weights(snapshot, present)) - present
     if missing:
         raise NetworkError(
-            f"offline, and {name} is incomplete in {printable(snapshot, 200)}, missing: "
+            f"offline, and {name} is incomplete in {shown(snapshot)}, missing: "
             f"{printable(', '.join(sorted(missing)), 300)}; run once without --offline"
         )
     return Fetched(snapshot, name, commit, dict.fromkeys(_wanted(present, name)))
@@ -259,7 +259,7 @@ def _needed_weights(snapshot: Path, present: set[str]) -> set[str]:
             listed = parse(files.read_bytes(snapshot / index, limits.INDEX_BYTES), index)
             shards = listed.get("weight_map") if isinstance(listed, dict) else None
             if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-                raise DataError(f"{printable(snapshot / index, 200)}: has no weight_map; run once without --offline")
+                raise DataError(f"{shown(snapshot / index)}: has no weight_map; run once without --offline")
             return set(shards.values())
     return {"pytorch_model.bin.index.json"}
 

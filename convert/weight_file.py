@@ -8,14 +8,8 @@ us is an error and never a model made of two halves.
 import os
 from pathlib import Path
 
-from glmcpu.errors import DataError, MachineError, printable
+from glmcpu.errors import DataError, MachineError, shown
 from glmcpu.files import open_regular, reason
-
-
-def shown(path: Path) -> str:
-    """The path for an error line; of a long one its end, which has the file's name."""
-    text = str(path)
-    return printable(text if len(text) <= 120 else "…" + text[-119:])
 
 
 class WeightFile:

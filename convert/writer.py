@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 
 from glmcpu import files, formats, packed
 from glmcpu.errors import DataError, MachineError, printable
-from glmcpu.models import chatglm
-from glmcpu.models.chatglm import Config
 from glmcpu.packed import ALIGNMENT, TOKENIZER, Contents
 from glmcpu.safetensors_header import Entry
 
-from .chatglm import Source, official_vector
+from .chatglm import Source
 from .checkpoint import Checkpoint
 
 Progress = Callable[[str, int, int], None]
@@ -36,8 +34,8 @@ class Job:
     """All a packed file is made of."""
 
     checkpoint: Checkpoint
-    config: Config
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Source]  # of each matrix
+    vectors: Mapping[str, tuple[str, int]]  # of each vector: the official name and the length
     formats: Mapping[str, str]
     tokenizer: bytes | None
     contents: Contents  # checksums still empty
@@ -61,8 +59,8 @@ def write(job: Job, target: Path, source_files: Callable[[], dict[str, Any]], pr
             for written in _matrix(job, ours, source, output):
                 done += written
                 progress("converting", done, data_bytes)
-        for ours in chatglm.vectors(job.config):
-            output.put(ours, _vector(job, ours))
+        for ours, (theirs, _) in job.vectors.items():
+            output.put(ours, _vector(job, theirs))
         if job.tokenizer is not None:
             output.put(TOKENIZER, np.frombuffer(job.tokenizer, np.uint8))
         checksums = {name: f"{crc:08x}" for name, crc in output.crcs.items()}
@@ -92,10 +90,10 @@ def _existing(folder: Path) -> Path:
 def _layout(job: Job) -> dict[str, Entry]:
     """Every tensor's place. Sizes that are multiples of 64 come first, then falling item sizes: all are aligned."""
     arrays: list[tuple[str, tuple[int, ...], np.dtype[Any]]] = []
-    for ours, (O, I) in chatglm.matrices(job.config).items():
-        layout = formats.load(job.formats[ours]).layout(O, I)
+    for ours, source in job.sources.items():
+        layout = formats.load(job.formats[ours]).layout(source.O, source.I)
         arrays += [(f"{ours}.{key}", shape, np.dtype(dtype)) for key, (shape, dtype) in layout.items()]
-    arrays += [(ours, (n,), np.dtype(np.float32)) for ours, n in chatglm.vectors(job.config).items()]
+    arrays += [(ours, (n,), np.dtype(np.float32)) for ours, (_, n) in job.vectors.items()]
     if job.tokenizer is not None:
         arrays.append((TOKENIZER, (len(job.tokenizer),), np.dtype(np.uint8)))
     sized = [(name, shape, dtype, packed.count(shape) * dtype.itemsize) for name, shape, dtype in arrays]
@@ -154,8 +152,7 @@ def _dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) 
     return weight
 
 
-def _vector(job: Job, ours: str) -> NDArray[np.float32]:
-    theirs = official_vector(ours)
+def _vector(job: Job, theirs: str) -> NDArray[np.float32]:
     values = job.checkpoint.read(theirs)
     _check_finite(job.name, theirs, values[None], 0, float("inf"))
     return np.asarray(values, np.float32)

@@ -4,6 +4,8 @@ Every message is one sentence of three facts: what failed (with the file and the
 next. A failure that is none of these kinds is a bug of ours and exits with 1.
 """
 
+PATH_CHARS = 120  # so that a path, the numbers and the advice fit into a line of 300
+
 
 class GlmcpuError(Exception):
     """Any failure glmcpu explains itself; `exit_code` is what the command line returns."""
@@ -48,5 +50,15 @@ def printable(text: object, limit: int = 120) -> str:
 
     Names out of a checkpoint are chosen by its publisher, who must not be able to write to the user's terminal.
     """
-    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])
+    escaped = _escaped(str(text)[: limit + 1])
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
+
+
+def shown(path: object) -> str:
+    """A path for an error line: escaped, and of a long one the end, which has the file's name."""
+    escaped = _escaped(str(path)[-PATH_CHARS - 1 :])
+    return escaped if len(escaped) <= PATH_CHARS else "…" + escaped[1 - PATH_CHARS :]
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from glmcpu.errors import DataError, GlmcpuError, MachineError, UsageError, printable
+from glmcpu.errors import DataError, GlmcpuError, MachineError, UsageError, shown
 from glmcpu.memory import megabytes
 
 if sys.platform == "win32":
@@ -37,7 +37,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     Raises DataError when there is none or it is something else (a folder, a device), MachineError when the
     system refuses.
     """
-    name = printable(os.fspath(path), 200)
+    name = shown(path)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
@@ -53,6 +53,14 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return io.FileIO(descriptor, "rb", closefd=True)
 
 
+def expanded(path: str) -> Path:
+    """`path` with a leading ~ or ~user replaced by that home folder; raises UsageError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{shown(path)}: no such home folder; give the whole path") from error
+
+
 def exists(path: Path) -> bool:
     """Whether something is at `path`; raises MachineError when the system does not let us look."""
     try:
@@ -60,7 +68,9 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
-        raise MachineError(f"{printable(path, 200)}: cannot be looked up: {reason(error)}; check its folder") from error
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            return False
+        raise MachineError(f"{shown(path)}: cannot be looked up: {reason(error)}; check its folder") from error
     return True
 
 
@@ -69,12 +79,12 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise DataError(f"{printable(os.fspath(path), 200)}: {size:,} bytes, and at most {limit:,} are accepted")
+            raise DataError(f"{shown(path)}: {size:,} bytes, and at most {limit:,} are accepted")
         chunks = []
         while chunk := file.read(1 << 20):
             chunks.append(chunk)
             if sum(map(len, chunks)) > limit:
-                raise DataError(f"{printable(os.fspath(path), 200)}: grows while it is read; wait for its writer")
+                raise DataError(f"{shown(path)}: grows while it is read; wait for its writer")
         return b"".join(chunks)
 
 
@@ -88,7 +98,7 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise MachineError(
-            f"{printable(folder, 200)}: no space for {what}: {megabytes(needed_bytes)} needed, {megabytes(free)} free; "
+            f"{shown(folder)}: no space for {what}: {megabytes(needed_bytes)} needed, {megabytes(free)} free; "
             "free some, or choose a folder on another disk"
         )
 
@@ -101,7 +111,7 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target) and UsageError when `target` is a folder or a device. The mode is 0666 less the umask, as for any new file.
     """
     path = Path(os.path.realpath(target))
-    name = printable(path, 200)
+    name = shown(path)
     _require_replaceable(path, name)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
@@ -125,7 +135,7 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(f"{name}: no space left to write it; free some and run again") from error
-        raise MachineError(f"{name}: cannot be written: {reason(error)}") from error
+        raise MachineError(f"{name}: cannot be written: {reason(error)}; choose another place") from error
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
@@ -140,7 +150,7 @@ def remove(path: Path) -> None:
         os.unlink(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise MachineError(f"{printable(path, 200)}: cannot be removed: {reason(error)}") from error
+        raise MachineError(f"{shown(path)}: cannot be removed: {reason(error)}") from error
 
 
 def _require_replaceable(path: Path, name: str) -> None:
@@ -164,13 +174,15 @@ def _claim(path: Path) -> Iterator[None]:
     try:
         ours = _lock(descriptor)
         if not ours:
-            raise MachineError(f"{printable(path, 200)}: another glmcpu is writing it; wait for that one to end")
+            raise MachineError(f"{shown(path)}: another glmcpu is writing it; wait for that one to end")
         yield
     finally:
-        if ours and sys.platform != "win32":  # Windows cannot unlink an open file; an empty lock file stays there
-            with contextlib.suppress(OSError):
-                os.unlink(lock)
-        os.close(descriptor)
+        try:
+            if ours and sys.platform != "win32":  # Windows cannot unlink an open file; an empty lock file stays there
+                with contextlib.suppress(OSError):
+                    os.unlink(lock)
+        finally:
+            os.close(descriptor)
 
 
 def _open_new(path: Path) -> BinaryIO:

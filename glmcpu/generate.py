@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from glmcpu.errors import DataError, UsageError
-from glmcpu.models.chatglm import ChatGLM, Part
+from glmcpu.models import LanguageModel, Part
 from glmcpu.sampling import Sampler, log_probability
 from glmcpu.tokenizers.chatglm import Tokenizer
 from glmcpu.tokenizers.streaming import TextStream
@@ -34,7 +34,7 @@ class Token:
 
 
 def generate(
-    model: ChatGLM,
+    model: LanguageModel,
     tokenizer: Tokenizer | None,
     ids: Sequence[int],
     *,
@@ -62,7 +62,7 @@ def generate(
 
 
 def _tokens(
-    model: ChatGLM,
+    model: LanguageModel,
     ids: list[int],
     limit: int,
     sampler: Sampler,

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu import backends, limits, memory, store
+from glmcpu import backends, limits, memory, models, store
 from glmcpu import chat as conversation
+from glmcpu import packed as packed_file
 from glmcpu.chat import ChatSession
-from glmcpu.errors import DataError, UsageError, printable
+from glmcpu.errors import DataError, UsageError, printable, shown
 from glmcpu.generate import Progress, Token, generate
-from glmcpu.models import chatglm
-from glmcpu.models.chatglm import ChatGLM, Config, Part
+from glmcpu.models import Generation, LanguageModel, Part
 from glmcpu.packed import PackedFile
 from glmcpu.rounds import Round
 from glmcpu.sampling import Sampler
@@ -30,7 +30,7 @@ from glmcpu.tokenizers.chatglm import Tokenizer
 class Model:
     """A loaded model. Threads may share it: forward passes take turns."""
 
-    def __init__(self, path: Path, model: ChatGLM, tokenizer: Tokenizer | None, context: int) -> None:
+    def __init__(self, path: Path, model: LanguageModel, tokenizer: Tokenizer | None, context: int) -> None:
         """`load` makes one."""
         self.path = path
         self.context = context
@@ -58,17 +58,17 @@ class Model:
         if not isinstance(context, int) or not 1 <= context <= limits.CONTEXT:
             raise UsageError(f"context={printable(context)}: a whole number from 1 to {limits.CONTEXT:,} is needed")
         packed = PackedFile(store.find(path_or_name))
-        config = read_config(packed)
+        generation, config = read_config(packed)
         memory.require(
-            packed.size_bytes + chatglm.cache_bytes(config, context),
-            f"{printable(packed.path, 200)} with a context of {context:,}",
+            packed.size_bytes + generation.cache_bytes(config, context),
+            f"{shown(packed.path)} with a context of {context:,}",
         )
-        model = ChatGLM(config, packed, backends.load(backend, threads))
+        model = generation.build(config, packed, backends.load(backend, threads))
         return cls(packed.path, model, _tokenizer(packed, config), context)
 
     @property
-    def config(self) -> Config:
-        """The hyperparameters and special ids."""
+    def config(self) -> Any:
+        """The hyperparameters and special ids: the Config of the model's generation."""
         return self._model.config
 
     def is_compiled(self) -> bool:
@@ -138,27 +138,38 @@ class Model:
         return ChatSession(self, sampler=sampler, max_new_tokens=max_new_tokens, system=system)
 
 
-def read_config(packed: PackedFile) -> Config:
-    """The hyperparameters of a packed file; raises DataError when they are not those of a generation we have."""
-    name = printable(packed.path, 200)
-    if packed.contents.generation != chatglm.GENERATION:
+def read_config(packed: PackedFile) -> tuple[Generation, Any]:
+    """The generation and its Config; raises DataError when it is none we have, or the config is not one of it."""
+    name, kind = shown(packed.path), packed.contents.generation
+    if kind not in models.names():
         raise DataError(
-            f"{name}: generation {printable(packed.contents.generation)!r}, and this glmcpu runs {chatglm.GENERATION}; "
-            "upgrade glmcpu"
+            f"{name}: generation {printable(kind)!r}, and this glmcpu runs {' '.join(models.names())}; upgrade glmcpu"
         )
+    generation = models.load(kind)
     try:
-        config = Config(**packed.contents.config)
+        config = generation.Config(**packed.contents.config)
     except TypeError as error:
         raise DataError(f"{name}: the config has other fields than expected; convert the model again") from error
-    for field in dataclasses.fields(Config):
-        value, kind = getattr(config, field.name), field.type
-        if type(value) is not kind and not (kind is float and type(value) is int):
+    for field in dataclasses.fields(generation.Config):
+        value = getattr(config, field.name)
+        if type(value) is not field.type and not (field.type is float and type(value) is int):
             raise DataError(f"{name}: config {field.name} is {printable(value)!r}; convert the model again")
-    chatglm.check(config, name)
-    return config
+    generation.check(config, name)
+    return generation, config
 
 
-def _tokenizer(packed: PackedFile, config: Config) -> Tokenizer | None:
+def verify(path: Path, progress: Progress | None = None) -> None:
+    """Reads all of a packed file: every checksum, and whether config, tensors and tokenizer make a model.
+
+    progress(bytes done, bytes in all). Raises DataError saying what is wrong.
+    """
+    packed = packed_file.verify(path, progress)
+    generation, config = read_config(packed)
+    generation.build(config, packed, backends.load("reference"))
+    _tokenizer(packed, config)
+
+
+def _tokenizer(packed: PackedFile, config: Any) -> Tokenizer | None:
     data = packed.tokenizer()
     if data is None:
         return None
@@ -172,7 +183,7 @@ class Description:
 
     generation: str
     weights: str
-    config: Config
+    config: Any
     formats: dict[str, str]
     source: dict[str, Any]
     bits_per_weight: float
@@ -181,14 +192,14 @@ class Description:
 
     def memory_bytes(self, context: int) -> int:
         """Memory a conversation needs: the mapped file and a full cache of `context` tokens."""
-        return self.file_bytes + chatglm.cache_bytes(self.config, context)
+        return self.file_bytes + models.load(self.generation).cache_bytes(self.config, context)
 
 
 def describe(path: Path) -> Description:
     """Reads a packed file's header; raises DataError as `Model.load` does."""
     packed = PackedFile(path)
-    config = read_config(packed)
-    weights = sum(O * I for O, I in chatglm.matrices(config).values())
+    generation, config = read_config(packed)
+    weights = sum(O * I for O, I in generation.matrices(config).values())
     stored = sum(
         entry.end - entry.begin
         for name, entry in packed.tensors().items()

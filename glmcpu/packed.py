@@ -30,7 +30,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from glmcpu import formats, strict_json
-from glmcpu.errors import DataError, MachineError, printable
+from glmcpu.errors import DataError, MachineError, printable, shown
 from glmcpu.files import open_regular, reason
 from glmcpu.formats import Weight
 from glmcpu.safetensors_header import Entry, Header, read_header
@@ -90,7 +90,7 @@ class PackedFile:
     def __init__(self, path: Path) -> None:
         """Raises DataError when it is not a packed model of this version, MachineError when it cannot be mapped."""
         self.path = path
-        self._name = printable(path, 200)
+        self._name = shown(path)
         with open_regular(path) as file:
             self.size_bytes = os.fstat(file.fileno()).st_size
             self._header = read_header(file, self.size_bytes, str(path))
@@ -167,37 +167,51 @@ class PackedFile:
 
 
 def verify(path: Path, progress: Callable[[int, int], None] | None = None) -> PackedFile:
-    """Compares every tensor with its checksum; raises DataError naming the first that differs.
+    """Compares every tensor with its checksum; raises DataError naming the first that differs or is not finite.
 
     The safetensors library reads the header too: two independent readers must see the same tensors.
     progress(bytes done, bytes in all).
     """
     packed = PackedFile(path)
-    name = printable(path, 200)
+    name = shown(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as other:
             seen = {key: tuple(other.get_slice(key).get_shape()) for key in other.keys()}  # noqa: SIM118
+    except MemoryError as error:  # it maps the file a second time
+        raise MachineError(
+            f"{name}: no address space for {packed.size_bytes:,} bytes twice; raise its limit"
+        ) from error
     except safetensors.SafetensorError as error:
         raise DataError(f"{name}: the safetensors library refuses it: {printable(error)}; convert it again") from error
     if seen != {key: entry.shape for key, entry in packed.tensors().items()}:
         raise DataError(f"{name}: the safetensors library reads other tensors from it; convert the model again")
     done = 0
     for key, entry in packed.tensors().items():
-        crc = 0
+        crc, finite = 0, True
         data = packed.raw(key).data
         for begin in range(0, len(data), _CHUNK_BYTES):
-            crc = zlib.crc32(data[begin : begin + _CHUNK_BYTES], crc)
+            chunk = data[begin : begin + _CHUNK_BYTES]
+            crc = zlib.crc32(chunk, crc)
+            finite = finite and _is_finite(chunk, entry.dtype)
             if progress:
                 progress(done + begin, packed.size_bytes)
         if f"{crc:08x}" != packed.contents.checksums[key]:
             raise DataError(
                 f"{name}: tensor '{key}' is damaged: checksum {crc:08x}, expected "
-                f"{printable(packed.contents.checksums[key])}; copy or convert the model again"
+                f"{printable(packed.contents.checksums[key], 8)}; copy or convert the model again"
             )
+        if not finite:
+            raise DataError(f"{name}: tensor '{key}' holds NaN or infinity; convert the model again")
         done += entry.end - entry.begin
     if progress:
         progress(packed.size_bytes, packed.size_bytes)
     return packed
+
+
+def _is_finite(data: memoryview, dtype: str) -> bool:
+    if dtype == "F16":  # all exponent bits set; three times as fast as isfinite
+        return not np.any(np.frombuffer(data, np.uint16) & 0x7C00 == 0x7C00)
+    return dtype != "F32" or bool(np.isfinite(np.frombuffer(data, np.float32)).all())
 
 
 def count(shape: tuple[int, ...]) -> int:

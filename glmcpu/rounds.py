@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from glmcpu import files, limits, strict_json
-from glmcpu.errors import DataError, UsageError, printable
+from glmcpu.errors import DataError, UsageError, printable, shown
 from glmcpu.tokenizers.chatglm import without_surrogates
 
 Round = tuple[str, str]
@@ -68,7 +68,7 @@ def require_tokenizer(model: TextModel) -> None:
     """Raises DataError when the model's file holds no tokenizer."""
     if model.tokenizer is None:
         raise DataError(
-            f"{printable(getattr(model, 'path', 'this model'), 200)}: holds no tokenizer, so it understands ids and no "
+            f"{shown(getattr(model, 'path', 'this model'))}: holds no tokenizer, so it understands ids and no "
             "text; convert it again with --tokenizer ice_text.model"
         )
 
@@ -104,7 +104,7 @@ def write_conversation(path: str | os.PathLike[str], system: str | None, history
 
 def read_conversation(path: str | os.PathLike[str]) -> tuple[str | None, list[Round]]:
     """(system text, history) of a file written by ChatSession.save; raises DataError when it is not one."""
-    name = printable(os.fspath(path), 200)
+    name = shown(path)
     document = strict_json.parse(files.read_bytes(path, limits.CONVERSATION_BYTES), name)
     if not isinstance(document, dict) or document.get("glmcpu_conversation") != 1:
         raise DataError(f"{name}: is no conversation saved by glmcpu; name a file written by /save")

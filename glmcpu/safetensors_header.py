@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from glmcpu import limits, strict_json
-from glmcpu.errors import DataError, printable
+from glmcpu.errors import DataError, printable, shown
 
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8"), 8),
@@ -50,7 +50,7 @@ def read_header(file: BinaryIO, size_bytes: int, name: str) -> Header:
 
     Raises DataError, beginning with `name`, for every departure from the format; tensors are in order of their data.
     """
-    name = printable(name, 200)
+    name = shown(name)
     file.seek(0)
     start = file.read(8)
     if len(start) < 8:

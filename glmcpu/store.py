@@ -13,14 +13,21 @@ import os
 import sys
 from pathlib import Path
 
-from glmcpu.errors import DataError, printable
+from glmcpu.errors import DataError, UsageError, printable, shown
 from glmcpu.files import exists
 
 SUFFIX = ".safetensors"
 
 
 def home() -> Path:
-    """The models folder; it need not exist yet."""
+    """The models folder; it need not exist yet. Raises UsageError where the system knows no home of the user."""
+    try:
+        return _home()
+    except RuntimeError as error:
+        raise UsageError("the user has no home folder to keep models in; set GLMCPU_HOME to a folder") from error
+
+
+def _home() -> Path:
     if own := os.environ.get("GLMCPU_HOME"):
         return Path(own).expanduser()
     if sys.platform == "win32":
@@ -48,16 +55,21 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(text)
     inside = home() / f"{text}{SUFFIX}"
     if not _looks_like_path(text):
-        if inside.is_file():
+        if exists(inside) and inside.is_file():
             return inside
-        if path.is_file():
+        if exists(path) and path.is_file():
             return path
-        raise DataError(f"no model {printable(text)!r} in {printable(home(), 200)}; {_advice(text)}")
+        raise DataError(f"no model {printable(text)!r} in {shown(home())}; {_advice(text)}")
     if exists(path):
+        if path.is_dir():
+            raise DataError(
+                f"{shown(path)}: is a folder, and a packed model is one file; of a checkpoint's folder one is made "
+                "with: glmcpu convert FOLDER"
+            )
         return path
     if path.name == text and (home() / text).is_file():
         return home() / text
-    raise DataError(f"{printable(text, 200)}: no such file; {_advice(path.name.removesuffix(SUFFIX))}")
+    raise DataError(f"{shown(text)}: no such file; {_advice(path.name.removesuffix(SUFFIX))}")
 
 
 def only() -> Path:
@@ -67,11 +79,14 @@ def only() -> Path:
         return found[0]
     if not found:
         raise DataError(
-            f"no model in {printable(home(), 200)}; make one with: glmcpu convert THUDM/chatglm-6b"
+            f"no model in {shown(home())}; make one with: glmcpu convert THUDM/chatglm-6b"
             " (or the folder of a checkpoint), or give the path of a packed file"
         )
-    names = ", ".join(printable(p.name.removesuffix(SUFFIX)) for p in found)
-    raise DataError(f"{len(found)} models in {printable(home(), 200)}; name one of: {names}")
+    raise DataError(f"{len(found)} models in {shown(home())}; name one of: {_listed(found)}")
+
+
+def _listed(paths: list[Path]) -> str:
+    return printable(", ".join(path.name.removesuffix(SUFFIX) for path in paths))
 
 
 def _looks_like_path(text: str) -> bool:
@@ -80,9 +95,9 @@ def _looks_like_path(text: str) -> bool:
 
 def _advice(name: str) -> str:
     """What to do when `name` is not there: the near miss, or the list, or how to make a first model."""
-    names = [p.name.removesuffix(SUFFIX) for p in models()]
-    if near := difflib.get_close_matches(name, names, 1):
+    there = models()
+    if near := difflib.get_close_matches(name, [p.name.removesuffix(SUFFIX) for p in there], 1):
         return f"did you mean {printable(near[0])!r}?"
-    if names:
-        return "the models there are: " + ", ".join(printable(n) for n in names)
+    if there:
+        return f"the models there are: {_listed(there)}"
     return "make one with: glmcpu convert THUDM/chatglm-6b, or give the path of a packed file"

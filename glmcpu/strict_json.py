@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from glmcpu import limits
-from glmcpu.errors import DataError, printable
+from glmcpu.errors import DataError, printable, shown
 
 _PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..", re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -27,7 +27,7 @@ def parse(data: bytes, what: str) -> Any:
     key given twice, NaN or Infinity, half a surrogate pair, an integer of more than 20 digits, deeper than
     limits.JSON_DEPTH, more than limits.JSON_TOKENS quotes, commas and brackets.
     """
-    what = printable(what, 200)
+    what = shown(what)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

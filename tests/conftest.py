@@ -1,4 +1,4 @@
-"""What every test gets: a models folder of its own. And what many ask for: the same computation on 1 and 2 threads.
+"""A models folder of its own for every test, and the same computation on 1 and 2 threads.
 
 Compiled kernels are kept where the product keeps them, so that a second run of the tests compiles nothing.
 """

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 import glmcpu
 from glmcpu.convert import convert
+from glmcpu.models.chatglm import ChatGLM, Part
+from glmcpu.packed import PackedFile
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "golden"
 ROOTS = (Path(__file__).parent / "data" / "golden", SHARED / "visible")
@@ -85,13 +87,35 @@ def case(checkpoint: str, name: str) -> dict[str, NDArray[Any]]:
 def packed(checkpoint: str, weights: str) -> Path:
     """A golden checkpoint converted, once in a test run."""
     target = Path(_converted.name) / f"{checkpoint}-{weights}.safetensors"
-    return convert(path(checkpoint), target, weights=weights)
+    convert(path(checkpoint), target, weights=weights)
+    return target
 
 
 @cache
 def model(checkpoint: str, weights: str, backend: str = "cpu", threads: int | None = None) -> glmcpu.Model:
     """A golden checkpoint converted and opened, once in a test run."""
     return glmcpu.Model.load(packed(checkpoint, weights), backend=backend, threads=threads, context=4096)
+
+
+def chatglm(checkpoint: str, weights: str, backend: str = "cpu") -> ChatGLM:
+    """The part of a model that computes: ids to scores."""
+    return model(checkpoint, weights, backend)._model
+
+
+def read(model: ChatGLM, ids: list[int]) -> NDArray[np.float32]:
+    """Scores after each of the ids, read alone and at once."""
+    return model.forward([Part(ids, model.new_cache(len(ids)))], every=True)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Every file's content; an empty lock file may stay on Windows."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and not p.name.endswith("glmcpu-lock")}
+
+
+def tensors(file: Path) -> dict[str, bytes]:
+    """Every tensor of a packed file, by name."""
+    opened = PackedFile(file)
+    return {name: opened.raw(name).tobytes() for name in opened.tensors()}
 
 
 @cache

@@ -119,7 +119,7 @@ def test_verify_reads_the_whole_file_and_says_so(home, capfd, monkeypatch):
         seen.append(path)
         progress(1000, 1000)
 
-    monkeypatch.setattr("glmcpu.packed.verify", verify)
+    monkeypatch.setattr("glmcpu.model.verify", verify)
     code, out, err = run(capfd, "verify", "a")
     assert (code, seen) == (0, [home / "a.safetensors"])
     assert "all checksums match" in out

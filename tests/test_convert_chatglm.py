@@ -22,7 +22,8 @@ LAYER = "transformer.layers.1"
 
 
 def read(table: dict[str, Any], tokenizer_config: dict[str, Any] | None = None) -> Config:
-    return official.read_config(table, tokenizer_config, "the/config.json")
+    config: Config = official.read_config(table, tokenizer_config, "the/config.json")
+    return config
 
 
 def refused(table: dict[str, Any], tokenizer_config: dict[str, Any] | None = None) -> str:
@@ -119,9 +120,7 @@ def test_other_architectures_are_refused_by_name(changes: dict[str, Any], what: 
     ],
 )
 def test_value_of_a_wrong_kind_or_size_is_refused(key: str, value: object) -> None:
-    message = refused(official_config() | {key: value})
-    ours, _ = official._FIELDS.get(key, (key, None))
-    assert key in message or ours in message
+    assert key in refused(official_config() | {key: value})
 
 
 def test_whole_number_is_good_for_epsilon() -> None:
@@ -201,7 +200,8 @@ def test_every_golden_has_a_source_for_each_matrix(checkpoint: str) -> None:
 def sources_of(tmp_path: Path, tensors: Tensors, **changes: Any) -> dict[str, official.Source]:
     folder = write_checkpoint(tmp_path, tensors=tensors, tokenizer=False, **changes)
     with open_checkpoint(folder) as opened:
-        return official.sources(opened, read(opened.config), "the/folder")
+        found: dict[str, official.Source] = official.sources(opened, read(opened.config), "the/folder")
+        return found
 
 
 def drop(name: str) -> Callable[[Tensors], object]:

@@ -13,19 +13,17 @@ import pytest
 from glmcpu.simd import isa
 
 HERE = Path(__file__).parent
-FILES = sorted(
-    str(p) for pattern in ("test_simd_*.py", "test_kernels_*.py", "test_formats.py") for p in HERE.glob(pattern)
-)
-# What does not depend on the ISA, and starts processes of its own.
+# Left out is what does not depend on the ISA, and starts processes of its own.
 ONCE = {"test_simd_isa.py", "test_simd_kernel.py", "test_kernels_threads.py"}
+PATTERNS = ("test_simd_*.py", "test_kernels_*.py", "test_formats.py")
+FILES = sorted(str(p) for pattern in PATTERNS for p in HERE.glob(pattern) if p.name not in ONCE)
 
 
 @pytest.mark.skipif(bool(os.environ.get("GLMCPU_ISA")), reason="an ISA is forced: this run is about that one")
 @pytest.mark.parametrize("name", isa.available()[1:])
 def test_words_kernels_and_formats_hold_on(name: str) -> None:
-    files = [f for f in FILES if Path(f).name not in ONCE]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *FILES],
         env={**os.environ, "GLMCPU_ISA": name},
         cwd=HERE.parent,
         capture_output=True,

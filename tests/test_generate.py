@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 from tiny_tokenizer import ROWS, tiny_tokenizer
 
-from glmcpu import backends
 from glmcpu.errors import DataError, UsageError
 from glmcpu.generate import Token, generate
 from glmcpu.models.chatglm import Part
@@ -61,8 +60,8 @@ def reasons(tokens: list[Token]) -> list[str | None]:
     return [token.finish_reason for token in tokens]
 
 
-def small(backend: str = "cpu") -> Any:
-    return golden.model("tiny-mini", "f32", backend)._model
+def small() -> Any:
+    return golden.chatglm("tiny-mini", "f32")
 
 
 def mini(tokens: int = 16, **options: Any) -> list[Token]:
@@ -74,11 +73,10 @@ def mini(tokens: int = 16, **options: Any) -> list[Token]:
 CASES = [(checkpoint, case) for checkpoint, cases in golden.FLOAT.items() for case in cases if case != "over_max"]
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
 @pytest.mark.parametrize(("checkpoint", "case"), CASES)
-def test_greedy_answer_is_the_official_one_token_for_token(checkpoint: str, case: str, backend: str) -> None:
+def test_greedy_answer_is_the_official_one_token_for_token(checkpoint: str, case: str) -> None:
     """The official run ignores the end token, ours stops there."""
-    arrays, model = golden.case(checkpoint, case), golden.model(checkpoint, "f32", backend)._model
+    arrays, model = golden.case(checkpoint, case), golden.chatglm(checkpoint, "f32")
     official = arrays["greedy_ids"].tolist()
     if model.config.eos in official:
         official = official[: official.index(model.config.eos) + 1]
@@ -88,7 +86,7 @@ def test_greedy_answer_is_the_official_one_token_for_token(checkpoint: str, case
 
 def test_answer_to_a_prompt_beyond_the_trained_length_is_the_official_one() -> None:
     arrays = golden.case("tiny-small-vocab", "over_max")
-    model = golden.model("tiny-small-vocab", "f32")._model
+    model = golden.chatglm("tiny-small-vocab", "f32")
     tokens = answer(model, arrays["input_ids"][0], text=False, context=4096, max_new_tokens=4)
     assert [token.id for token in tokens] == arrays["greedy_ids"].tolist()
 
@@ -96,7 +94,7 @@ def test_answer_to_a_prompt_beyond_the_trained_length_is_the_official_one() -> N
 def test_answers_stop_where_the_official_ones_stop() -> None:
     stopping = json.loads((golden.path("tiny-small-vocab") / "golden.json").read_text())["stopping"]
     ids = golden.case("tiny-small-vocab", stopping["prompt"])["input_ids"][0]
-    model = golden.model("tiny-small-vocab", "f32")._model
+    model = golden.chatglm("tiny-small-vocab", "f32")
     long, ended = stopping["max_length_stop"], stopping["eos_stop"]
     tokens = answer(model, ids, text=False, context=long["max_length"])
     assert [token.id for token in tokens] == long["generate_new"]

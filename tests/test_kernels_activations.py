@@ -13,7 +13,7 @@ from glmcpu.kernels.activations import gelu, scale_add
 F32 = np.float32
 OnThreads = Callable[[Callable[[], Any]], Any]
 # Below and above the size from which several threads share the work, and on no multiple of 16.
-SHAPES = [(1, 1), (1, 15), (1, 16), (3, 17), (19, 64), (1, 1 << 14), (7, 4099)]
+SHAPES = [(1, 1), (1, 15), (1, 16), (3, 17), (19, 64), (1, 1 << 16), (19, 4099)]
 
 
 def _exact_gelu(x: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -96,7 +96,7 @@ def test_cache_that_cannot_be_allocated_is_the_machines_failure(monkeypatch: pyt
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(memory.np, "zeros", fail)
+    monkeypatch.setattr(np, "zeros", fail)
     with pytest.raises(MachineError, match="the KV cache"):
         model.logits(prompt())
 

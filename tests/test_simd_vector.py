@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from glmcpu.simd.vector import (
     absolute,
     add,
-    as_half,
     div,
     exp,
     first,
-    float_of_half,
     fma,
-    half_bits,
     load,
     load_part,
     maximum,
@@ -67,12 +64,6 @@ def _lanewise(word: Any, arity: int) -> Callable[..., NDArray[np.float32]]:
 
 
 @numba.njit
-def _copy(out, x):
-    for i in range(0, x.size, 16):
-        store(out, i, load(x, i))
-
-
-@numba.njit
 def _load_part(out, x, i, n):
     store(out, 0, load_part(x, i, n))
 
@@ -90,13 +81,6 @@ def _scatter(out, i, stride, x):
 @numba.njit
 def _store_codes(out, i, x):
     return store_codes(out, i, load(x, 0))
-
-
-@numba.njit
-def _halves(bits, floats, x, h):
-    for i in range(x.size):
-        bits[i] = half_bits(x[i])
-        floats[i] = float_of_half(h[i])
 
 
 @numba.njit
@@ -131,25 +115,10 @@ def _to_half(x: NDArray[np.float32]) -> NDArray[np.uint16]:
         return x.astype(np.float16).view(np.uint16)
 
 
-def _floats_around_every_half() -> NDArray[np.float32]:
-    """Every finite float16, the midpoint to the next (a tie), and the float32 on each side of that midpoint."""
-    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(F32)
-    ties = np.append((halves[:-1] + halves[1:]) / 2, F32(65520)).astype(F32)
-    around = [halves, ties, np.nextafter(ties, F32(0)), np.nextafter(ties, F32(np.inf))]
-    positive = np.concatenate([*around, SPECIAL, np.zeros(24, F32)])
-    return np.concatenate([positive, -positive])
-
-
 def _same_floats(a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
     """Equal bits, the sign of zero included; any NaN equals any other."""
     assert np.array_equal(np.isnan(a), np.isnan(b))
     assert np.array_equal(np.where(np.isnan(a), 0, a).view(np.uint32), np.where(np.isnan(b), 0, b).view(np.uint32))
-
-
-def _same_halves(bits: NDArray[np.uint16], expected: NDArray[np.uint16]) -> None:
-    nan = np.isnan(expected.view(np.float16))
-    assert np.array_equal(np.isnan(bits.view(np.float16)), nan)
-    assert np.array_equal(bits[~nan], expected[~nan])
 
 
 @pytest.mark.parametrize(
@@ -193,41 +162,6 @@ def test_exp_beyond_its_range_is_zero_or_infinite_and_nan_stays_nan() -> None:
     x = np.array([-87.337, -88, -104, -1e30, -np.inf, 88.7229, 89, 1e30, np.inf, np.nan, 0, -0.0, 1e-45, 0, 0, 0], F32)
     expected = np.array([0] * 5 + [np.inf] * 4 + [np.nan] + [1] * 6, F32)
     _same_floats(_lanewise(exp, 1)(x), expected)
-
-
-def test_every_half_is_read_exactly() -> None:
-    bits = np.arange(1 << 16, dtype=np.uint16)
-    out = np.empty(bits.size, F32)
-    _copy(out, bits)
-    _same_floats(out, bits.view(np.float16).astype(F32))
-
-
-def test_halves_are_written_to_nearest_even() -> None:
-    x = _floats_around_every_half()
-    out = np.empty(x.size, np.uint16)
-    _copy(out, x)
-    _same_halves(out, _to_half(x))
-
-
-def test_any_bit_pattern_is_written_as_the_nearest_half() -> None:
-    x = np.random.default_rng(1).integers(0, 1 << 32, 1 << 18, dtype=np.uint32).view(F32)
-    out = np.empty(x.size, np.uint16)
-    _copy(out, x)
-    _same_halves(out, _to_half(x))
-
-
-def test_as_half_rounds_in_place() -> None:
-    x = _floats_around_every_half()
-    _same_floats(_lanewise(as_half, 1)(x), _to_half(x).view(np.float16).astype(F32))
-
-
-def test_single_halves_convert_as_vectors_do() -> None:
-    x = _floats_around_every_half()[::7].copy()
-    h = np.arange(x.size).astype(np.uint16)
-    bits, floats = np.empty(x.size, np.uint16), np.empty(x.size, F32)
-    _halves(bits, floats, x, h)
-    _same_halves(bits, _to_half(x))
-    _same_floats(floats, h.view(np.float16).astype(F32))
 
 
 @pytest.mark.parametrize("n", [-3, 0, 1, 7, 15, 16, 20])

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from glmcpu.convert.weight_file import WeightFile, shown
-from glmcpu.errors import DataError, MachineError
+from glmcpu.convert.weight_file import WeightFile
+from glmcpu.errors import DataError, MachineError, shown
 
 
 @pytest.fixture

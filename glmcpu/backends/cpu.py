@@ -85,7 +85,7 @@ def machine() -> dict[str, Any]:
         "isa": isa.name,
         "isas": isa.available(),
         "cores": threads.physical_cores(),
-        "threads": threads.set_threads(None),
+        "threads": threads.default_threads(),
         "threading_layer": threads.threading_layer(),
     }
 

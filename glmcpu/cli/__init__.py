@@ -7,10 +7,12 @@ Every failure is one line on stderr: what failed, what was expected, what to do.
 Commands import what they need when they run, so that `glmcpu --help` is instant.
 """
 
+import _thread
 import contextlib
 import difflib
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,10 +24,11 @@ import click
 from glmcpu import __version__
 from glmcpu.cli import chat, convert, info, ls, rm, terminal, verify
 from glmcpu.cli.options import DEBUG, debug_option
-from glmcpu.errors import GlmcpuError, Notice, printable
+from glmcpu.errors import GlmcpuError, Notice, printable, shown
 from glmcpu.files import reason
 
-LINE_CHARS = 1000
+LINE_CHARS = 292  # with the program's name in front 300
+AGAIN_S = 0.05
 CLOSED_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
@@ -98,8 +101,10 @@ def explain(error: BaseException) -> tuple[int, str]:
         return (error.code, "terminated") if isinstance(error.code, int) else (1, f"error: {error.code}")
     if isinstance(error, MemoryError):
         return 4, "error: not enough memory; close other programs, or lower --context"
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return 4, "error: the working folder was deleted; change to one that exists and run again"
     if isinstance(error, OSError):
-        name = f"{error.filename}: " if error.filename is not None else ""
+        name = f"{shown(error.filename)}: " if error.filename is not None else ""
         return 4, f"error: {name}the system refuses: {reason(error)}; remove the cause and run again"
     kind = type(error).__name__
     return 1, f"error: a bug in glmcpu, {kind}: {error}; run again with --debug and report what it prints"
@@ -124,12 +129,27 @@ def _click_message(error: click.ClickException) -> str:
 
 @contextlib.contextmanager
 def _ending_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the program like an exception, so that temporary files go and the terminal is sane."""
+    """SIGTERM and SIGHUP unwind the program like an exception, so that temporary files go and the terminal is sane.
+
+    Python drops an exception that meets it in a callback of C code, such as the compiler's: the signal is sent again.
+    """
+    last: int = signal.SIGTERM
+    hook = sys.unraisablehook
 
     def end(number: int, _: FrameType | None) -> None:
+        nonlocal last
+        last = number
         raise SystemExit(128 + number)
 
+    def send_again(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
+            number = signal.SIGINT if issubclass(dropped.exc_type, KeyboardInterrupt) else last
+            threading.Timer(AGAIN_S, _thread.interrupt_main, [number]).start()
+        else:
+            hook(dropped)
+
     before = {}
+    sys.unraisablehook = send_again
     for name in ("SIGTERM", "SIGHUP"):
         # ValueError: not the main thread; AttributeError: Windows has no SIGHUP.
         with contextlib.suppress(ValueError, AttributeError):
@@ -139,6 +159,7 @@ def _ending_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -148,7 +169,8 @@ def _notices() -> Iterator[None]:
     """Makes each of our own warnings a line on stderr, every time it comes."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        terminal.note(f"note: {message}")
+        first, *_others = str(message).splitlines() or [""]
+        terminal.note(f"note: {printable(first, LINE_CHARS)}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", Notice)

@@ -7,7 +7,7 @@ import click
 
 from glmcpu.cli import terminal
 from glmcpu.cli.options import debug_option
-from glmcpu.errors import GlmcpuError, printable
+from glmcpu.errors import GlmcpuError, printable, shown
 
 
 @click.command(name="ls")
@@ -21,7 +21,7 @@ def command() -> None:
 
     rows = [_row(path) for path in store.models()]
     if not rows:
-        terminal.note(f"no models in {printable(store.home(), 200)}; make one with: glmcpu convert THUDM/chatglm-6b")
+        terminal.note(f"no models in {shown(store.home())}; make one with: glmcpu convert THUDM/chatglm-6b")
         return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, weights, size, date in rows:

@@ -16,11 +16,12 @@ from typing import Any
 
 import click
 
+from glmcpu import files
 from glmcpu.chat import ChatSession, check_count
 from glmcpu.cli import terminal
 from glmcpu.cli.answer import Ask, explain_end, show_answer, stats_line
 from glmcpu.cli.editing import line_editing
-from glmcpu.errors import DataError, GlmcpuError, UsageError, printable
+from glmcpu.errors import DataError, GlmcpuError, UsageError, printable, shown
 from glmcpu.rounds import read_conversation
 
 WELCOME = "欢迎使用 ChatGLM-6B 模型，输入内容即可进行对话，clear 清空对话历史，stop 终止程序"
@@ -72,6 +73,10 @@ def run(session: ChatSession, history: Path, *, stats: bool = False) -> None:
                 terminal.note(_stopped(session))
             except GlmcpuError as error:
                 terminal.note(f"error: {printable(error, 1000)}")
+            except MemoryError:
+                terminal.note(
+                    "error: not enough memory; close other programs, or ask something shorter"
+                )
 
 
 def read_question() -> tuple[str, bool]:
@@ -138,10 +143,10 @@ def _undo(session: ChatSession, _: str) -> None:
 
 def _save(session: ChatSession, argument: str) -> None:
     path = _path(argument, "/save")
-    if path.exists():
+    if files.exists(path):
         _require_conversation(path)
     session.save(path)
-    terminal.write_line(f"saved {len(session.history)} rounds to {printable(path, 200)}")
+    terminal.write_line(f"saved {len(session.history)} rounds to {shown(path)}")
 
 
 def _require_conversation(path: Path) -> None:
@@ -150,20 +155,20 @@ def _require_conversation(path: Path) -> None:
         read_conversation(path)
     except DataError as error:
         raise UsageError(
-            f"{printable(path, 200)}: exists and is no saved conversation, so it is not replaced; choose another name"
+            f"{shown(path)}: exists and is no saved conversation, so it is not replaced; choose another name"
         ) from error
 
 
 def _load(session: ChatSession, argument: str) -> None:
     path = _path(argument, "/load")
     session.load(path)
-    terminal.write_line(f"loaded {len(session.history)} rounds from {printable(path, 200)}")
+    terminal.write_line(f"loaded {len(session.history)} rounds from {shown(path)}")
 
 
 def _path(argument: str, command: str) -> Path:
     if not argument:
         raise UsageError(f"{command} needs a file name: {command} FILE")
-    return Path(argument).expanduser()
+    return files.expanded(argument)
 
 
 def _set(session: ChatSession, argument: str) -> None:

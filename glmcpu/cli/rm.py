@@ -8,7 +8,7 @@ import click
 
 from glmcpu.cli import terminal
 from glmcpu.cli.options import debug_option
-from glmcpu.errors import DataError, UsageError, printable
+from glmcpu.errors import DataError, UsageError, printable, shown
 
 
 @click.command(name="rm")
@@ -22,12 +22,12 @@ def command(name: str, yes: bool) -> None:
     path = _model(name)
     if not yes:
         if not terminal.is_terminal(sys.stdin):
-            raise UsageError(f"{printable(path, 200)}: nobody is here to confirm; add --yes to delete it")
-        if not click.confirm(f"delete {printable(path, 200)}?", err=True):
+            raise UsageError(f"{shown(path)}: nobody is here to confirm; add --yes to delete it")
+        if not click.confirm(f"delete {shown(path)}?", err=True):
             return
     size_bytes = path.stat().st_size
     files.remove(path)
-    terminal.write_line(f"removed {printable(path, 200)}: {terminal.size(size_bytes)}")
+    terminal.write_line(f"removed {shown(path)}: {terminal.size(size_bytes)}")
 
 
 def _model(name: str) -> Path:
@@ -40,6 +40,4 @@ def _model(name: str) -> Path:
         return known[wanted]
     near = difflib.get_close_matches(wanted, known, 1)
     hint = f"did you mean {printable(near[0])!r}?" if near else "glmcpu ls shows what there is"
-    raise DataError(
-        f"no model {printable(name)!r} in {printable(store.home(), 200)}, the only place rm works in; {hint}"
-    )
+    raise DataError(f"no model {printable(name)!r} in {shown(store.home())}, the only place rm works in; {hint}")

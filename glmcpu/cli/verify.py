@@ -16,7 +16,7 @@ def command(file: str) -> None:
     All of FILE, a path or a name in the models folder, is read and compared with its checksums.
     """
     from glmcpu import store
-    from glmcpu.packed import verify
+    from glmcpu.model import verify
 
     path = store.find(file)
     with terminal.StatusLine() as line:

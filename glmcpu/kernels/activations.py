@@ -8,7 +8,6 @@ from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.vector import add, div, exp, fma, load_part, mul, splat, store_part
 
-
 _SHARED = 1 << 16  # fewer numbers than this are done sooner by one thread than shared out
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numba
 
-from glmcpu.errors import UsageError
+from glmcpu.errors import UsageError, printable
 
 # Numba's workqueue layer aborts the process when two threads enter a parallel kernel at once.
 entry = threading.RLock()
@@ -22,11 +22,19 @@ def set_threads(n: int | None) -> int:
     """
     most = int(numba.config.NUMBA_NUM_THREADS)
     if n is None:
-        n = min(physical_cores(), most)
+        n = default_threads()
     if not 1 <= n <= most:
         raise UsageError(f"--threads {n}: this machine runs 1 to {most} threads")
-    numba.set_num_threads(n)
+    try:
+        numba.set_num_threads(n)
+    except ValueError as error:
+        raise _not_started(error) from error
     return n
+
+
+def default_threads() -> int:
+    """One thread for each physical core, as far as Numba may use them."""
+    return min(physical_cores(), int(numba.config.NUMBA_NUM_THREADS))
 
 
 def threads() -> int:
@@ -39,8 +47,15 @@ def threading_layer() -> str:
     try:
         return str(numba.threading_layer())
     except ValueError:
-        numba.np.ufunc.parallel._launch_threads()
+        try:
+            numba.np.ufunc.parallel._launch_threads()
+        except ValueError as error:
+            raise _not_started(error) from error
         return str(numba.threading_layer())
+
+
+def _not_started(error: ValueError) -> UsageError:
+    return UsageError(f"Numba cannot start its threads: {printable(error)}; unset NUMBA_THREADING_LAYER")
 
 
 @cache

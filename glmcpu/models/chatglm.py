@@ -12,9 +12,8 @@ mask token. Each head turns its first half by the one number and its second half
 Source: modeling_chatglm.py of THUDM/chatglm-6b. This file knows no backend and no file; it is given both.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +23,10 @@ from glmcpu.backends import Backend, Floats
 from glmcpu.cache import KVCache, Segment, bytes_for
 from glmcpu.errors import DataError
 from glmcpu.formats import Weight
+from glmcpu.models import Observer, Part, Store
 
-GENERATION = "chatglm"
 # sqrt(2 * layers) with the official 28 in every size: the model class does not pass its layer count on to the blocks.
 ALPHA = 7.483314773547883
-
-Observer = Callable[[int, Floats], None]
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,11 @@ class Config:
     tied: bool  # the embedding is the lm_head too
 
 
-def check(config: Config, name: str) -> None:
-    """Raises DataError, beginning with `name`, when a hyperparameter is out of range or two do not fit together."""
+def check(config: Config, name: str, keys: Mapping[str, str] | None = None) -> None:
+    """Raises DataError, beginning with `name`, when a hyperparameter is out of range or two do not fit together.
+
+    keys: field -> what the file that `name` is calls it
+    """
     for field, low, high in (
         ("vocabulary", 1, limits.VOCABULARY),
         ("channels", 1, limits.CHANNELS),
@@ -69,7 +69,10 @@ def check(config: Config, name: str) -> None:
     ):
         value = getattr(config, field)
         if not low <= value <= high:
-            raise DataError(f"{name}: {field} is {value:,}, and must lie between {low:,} and {high:,}")
+            known = (keys or {}).get(field, field)
+            raise DataError(
+                f"{name}: {known} is {value:,}, and must lie between {low:,} and {high:,}; the config is damaged"
+            )
     if config.channels % config.heads:
         raise DataError(f"{name}: {config.heads} heads do not divide {config.channels} channels; the config is damaged")
     if (config.channels // config.heads) % (2 * config.rotary_parts):
@@ -107,24 +110,6 @@ def cache_bytes(config: Config, context: int) -> int:
     return bytes_for(config.layers, config.heads, config.channels // config.heads, context)
 
 
-class Store(Protocol):
-    """Where weights come from: a packed file."""
-
-    @property
-    def formats(self) -> Mapping[str, str]: ...
-
-    def weight(self, name: str, O: int, I: int) -> Weight: ...
-
-    def vector(self, name: str, n: int) -> Floats: ...
-
-
-class Part(NamedTuple):
-    """One sequence in a forward: all its ids so far, and the cache that holds the first of them."""
-
-    ids: Sequence[int]
-    cache: KVCache
-
-
 @dataclass(frozen=True)
 class _Norm:
     scale: Floats
@@ -139,6 +124,11 @@ class _Layer:
     mlp_norm: _Norm
     mlp_up: Weight
     mlp_down: Weight
+
+
+def build(config: Config, store: Store, backend: Backend) -> "ChatGLM":
+    """The model of a checked config; raises DataError when the store lacks a weight."""
+    return ChatGLM(config, store, backend)
 
 
 class ChatGLM:

@@ -124,15 +124,13 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
     _impl_class = _Implementation
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        try:
+        with contextlib.suppress(Exception):  # a damaged pickle can raise anything
             compiled = super().load_overload(signature, target)
             # Two processes that compile at once can each put their own code behind the other's index entry.
             if compiled is None or tuple(compiled.signature.args) == tuple(signature):
                 return compiled
-        except Exception:  # a damaged pickle can raise anything; the entry is dropped and compiled again
-            pass
         with contextlib.suppress(OSError):
-            self.flush()
+            self.flush()  # the entry is dropped and compiled again
         return None
 
     def save_overload(self, signature: Any, data: Any) -> None:

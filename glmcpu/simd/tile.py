@@ -19,8 +19,7 @@ from numba import types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
-from glmcpu.simd.isa import chosen as isa
-from glmcpu.simd.vector import (
+from glmcpu.simd.emit import (
     I32,
     LANES,
     Vec,
@@ -34,6 +33,7 @@ from glmcpu.simd.vector import (
     f32x16,
     i32x16,
 )
+from glmcpu.simd.isa import chosen as isa
 
 TILE: int = isa.TILE
 OFFSET: int = isa.OFFSET

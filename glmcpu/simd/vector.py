@@ -20,108 +20,32 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic
 
-from glmcpu.simd.isa import chosen as isa
-
-LANES = 16
-
-I1, I8, I16, I32, I64, F32 = (
-    ir.IntType(1),
-    ir.IntType(8),
-    ir.IntType(16),
-    ir.IntType(32),
-    ir.IntType(64),
-    ir.FloatType(),
+from glmcpu.simd.emit import (
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    address,
+    bytes64,
+    call,
+    constant,
+    emit_by_halves,
+    emit_fma,
+    emit_lanes_below,
+    emit_load,
+    emit_load_f32,
+    emit_masked_store,
+    emit_maximum,
+    emit_splat,
+    emit_store,
+    emit_store_f32,
+    f32x16,
+    i32x16,
 )
-
-
-class Vec(types.Type):  # type: ignore[misc]
-    """The Numba type of an LLVM vector of n elements."""
-
-    def __init__(self, element: ir.Type, n: int) -> None:
-        self.ir = ir.VectorType(element, n)
-        super().__init__(name=f"Vec({element} x {n})")
-
-
-@register_model(Vec)
-class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, kind: Vec) -> None:
-        super().__init__(manager, kind, kind.ir)
-
-
-bytes64, i32x16, f32x16 = Vec(I8, 64), Vec(I32, LANES), Vec(F32, LANES)
-
-
-# --- pieces that emit LLVM instructions, shared with tile.py ---
-
-
-def constant(kind: ir.VectorType, value: float) -> ir.Constant:
-    """The same value in every lane."""
-    return ir.Constant(kind, [value] * kind.count)
-
-
-def call(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
-    """Calls an LLVM intrinsic by its full name."""
-    kind = ir.FunctionType(result, [a.type for a in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
-
-
-def emit_splat(builder: ir.IRBuilder, scalar: ir.Value, n: int = LANES) -> ir.Value:
-    """A scalar in every lane."""
-    kind = ir.VectorType(scalar.type, n)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, n), [0] * n))
-
-
-def address(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, index: ir.Value) -> ir.Value:
-    """Pointer to element `index` of a flat array."""
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
-
-
-def emit_load(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.Type) -> ir.Value:
-    """Loads `kind` from any address: nothing is promised about alignment."""
-    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
-    value.align = 1
-    return value
-
-
-def emit_store(builder: ir.IRBuilder, pointer: ir.Value, value: ir.Value) -> None:
-    """Stores to any address."""
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 1
-
-
-def emit_load_f32(builder: ir.IRBuilder, pointer: ir.Value, dtype: Any) -> ir.Value:
-    """16 floats from memory that holds float32 or float16 (as uint16)."""
-    if dtype == types.uint16:
-        return isa.widen(builder, emit_load(builder, pointer, ir.VectorType(I16, LANES)))
-    return emit_load(builder, pointer, f32x16.ir)
-
-
-def emit_store_f32(builder: ir.IRBuilder, pointer: ir.Value, value: ir.Value, dtype: Any) -> None:
-    """16 floats to memory that holds float32 or float16 (as uint16)."""
-    emit_store(builder, pointer, isa.narrow(builder, value) if dtype == types.uint16 else value)
-
-
-def emit_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    """a * b + c, rounded once."""
-    return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
-
-
-def emit_masked_store(builder: ir.IRBuilder, pointer: ir.Value, value: ir.Value, n: ir.Value) -> None:
-    """Stores the first n lanes of 16 floats; memory beyond them is not touched."""
-    pointer = builder.bitcast(pointer, value.type.as_pointer())
-    mask = emit_lanes_below(builder, n)
-    kind = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
-    masked = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.store.v16f32.p0")
-    builder.call(masked, [value, pointer, ir.Constant(I32, 1), mask])
-
-
-def emit_lanes_below(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:
-    """A mask of the first n lanes."""
-    index = ir.VectorType(I64, LANES)
-    return builder.icmp_signed("<", ir.Constant(index, [*range(LANES)]), emit_splat(builder, n))
+from glmcpu.simd.isa import chosen as isa
 
 
 def _word(result: Any, *kinds: Any) -> Callable[[Callable[..., ir.Value]], Any]:
@@ -227,7 +151,7 @@ def store_codes(context: Any, array: Any, index: Any, value: Any) -> Any:
         rounded = call(builder, "llvm.roundeven.v16f32", f32x16.ir, args[2])
         codes = call(builder, "llvm.fptosi.sat.v16i8.v16f32", ir.VectorType(I8, LANES), rounded)
         emit_store(builder, address(context, builder, signature.args[0], *args[:2]), codes)
-        return _by_halves(builder, builder.sext(codes, i32x16.ir), builder.add)
+        return emit_by_halves(builder, builder.sext(codes, i32x16.ir), builder.add)
 
     return types.int32(array, types.intp, f32x16), emit
 
@@ -274,7 +198,7 @@ def fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Valu
 @_word(f32x16, f32x16, f32x16)
 def maximum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The larger of each pair; NaN if either is."""
-    return _maximum(builder, a, b)
+    return emit_maximum(builder, a, b)
 
 
 @_word(f32x16, f32x16)
@@ -292,13 +216,13 @@ def first(builder: ir.IRBuilder, n: ir.Value, v: ir.Value, x: ir.Value) -> ir.Va
 @_word(types.float32, f32x16)
 def reduce_add(builder: ir.IRBuilder, v: ir.Value) -> ir.Value:
     """The sum of the lanes, by halves: (0..7 + 8..15), then quarters and so on."""
-    return _by_halves(builder, v, builder.fadd)
+    return emit_by_halves(builder, v, builder.fadd)
 
 
 @_word(types.float32, f32x16)
 def reduce_max(builder: ir.IRBuilder, v: ir.Value) -> ir.Value:
     """The largest lane; NaN if any is."""
-    return _by_halves(builder, v, lambda a, b: _maximum(builder, a, b))
+    return emit_by_halves(builder, v, lambda a, b: emit_maximum(builder, a, b))
 
 
 @_word(f32x16, f32x16)
@@ -363,19 +287,3 @@ def high_nibbles(builder: ir.IRBuilder, v: ir.Value) -> ir.Value:
     words = ir.VectorType(I16, 32)
     shifted = builder.lshr(builder.bitcast(v, words), constant(words, 4))
     return builder.and_(builder.bitcast(shifted, bytes64.ir), constant(bytes64.ir, 15))
-
-
-def _maximum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    larger = builder.select(builder.fcmp_ordered(">", a, b), a, b)
-    return builder.select(builder.fcmp_unordered("uno", a, a), a, larger)
-
-
-def _by_halves(builder: ir.IRBuilder, v: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
-    while (n := v.type.count) > 1:
-        undefined = ir.Constant(v.type, ir.Undefined)
-        halves = [
-            builder.shuffle_vector(v, undefined, ir.Constant(ir.VectorType(I32, n // 2), [*range(i, i + n // 2)]))
-            for i in (0, n // 2)
-        ]
-        v = combine(*halves)
-    return builder.extract_element(v, ir.Constant(I32, 0))

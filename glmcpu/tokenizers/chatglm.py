@@ -18,7 +18,7 @@ A lone surrogate in the text (a console's undecodable byte) is read as U+FFFD, w
 import re
 from collections.abc import Iterable, Sequence
 
-from glmcpu.errors import DataError, printable
+from glmcpu.errors import DataError, printable, shown
 from glmcpu.tokenizers import prompt
 from glmcpu.tokenizers.model_proto import check_model
 
@@ -58,7 +58,7 @@ class Tokenizer:
 
         Raises DataError naming `name` when it is no such model, or one of another checkpoint.
         """
-        name = printable(name, 200)
+        name = shown(name)
         pieces = check_model(model, name)
         if image_tokens + pieces > vocab_size:
             images = f" after {image_tokens:,} image tokens" if image_tokens else ""

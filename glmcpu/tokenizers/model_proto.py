@@ -25,7 +25,7 @@ _TYPES = range(1, 7)  # normal, unknown, control, user defined, unused, byte
 
 _PIECE_FIELDS = {1: _BYTES, 2: _FIXED32, 3: _VARINT}  # number -> wire type
 
-_FETCH = "fetch ice_text.model (2,706,249 bytes) again from the model's page on the hub"
+_FETCH = "fetch ice_text.model (2,706,249 bytes) again"
 
 
 def check_model(data: bytes, name: str) -> int:
