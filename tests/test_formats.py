@@ -189,16 +189,18 @@ def test_activations_of_any_size_are_multiplied(name: str) -> None:
 # --- the official schemes ---
 
 
-def _official(weight: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """What torch computes from half weights, in NumPy's half precision: half(max / levels), then round(w / scale).
+def wrapped(codes: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """The low bits of whole numbers, as the official cast keeps them."""
+    return (codes + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
 
-    Codes that no longer fit are kept at the end of their range, where torch's cast to int8 is undefined.
-    """
+
+def _official(weight: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """What torch computes from half weights, in NumPy's half precision: half(max / levels), then round(w / scale)."""
     half = weight.astype(np.float16)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.abs(half).max(axis=1, keepdims=True) / np.float16(2 ** (bits - 1) - 1)
         codes = np.nan_to_num(np.rint(half / scale), posinf=0, neginf=0).astype(F32)
-    codes = np.clip(np.where(scale == 0, 0, codes), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    codes = wrapped(np.where(scale == 0, 0, codes), bits)
     return np.asarray(codes * scale.astype(F32), F32)
 
 
@@ -239,11 +241,13 @@ def test_scales_in_single_precision_are_kept_in_full(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "bits", "largest"), [("int8", 8, 190), ("int4", 4, 10)])
-def test_a_code_too_large_for_its_row_is_held_and_leaves_the_others_alone(name: str, bits: int, largest: int) -> None:
+def test_a_code_too_large_for_its_row_wraps_as_officially_and_leaves_the_others_alone(
+    name: str, bits: int, largest: int
+) -> None:
     # In units of the smallest half: largest / levels rounds down to a scale of 1.
     units = np.array([[largest, 1, 2, 3, 4, 5, -6, 7, largest, largest, -largest, 0, 0, 0, 0, 0]], F32)
     found = formats.unpack(_packed(name, units * F32(2**-24))) * F32(2**24)
-    assert np.array_equal(found, np.clip(units, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+    assert np.array_equal(found, wrapped(units, bits))
 
 
 # --- int4_g32 ---

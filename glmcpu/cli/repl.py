@@ -74,9 +74,7 @@ def run(session: ChatSession, history: Path, *, stats: bool = False) -> None:
             except GlmcpuError as error:
                 terminal.note(f"error: {printable(error, 1000)}")
             except MemoryError:
-                terminal.note(
-                    "error: not enough memory; close other programs, or ask something shorter"
-                )
+                terminal.note("error: not enough memory; close other programs, or ask something shorter")
 
 
 def read_question() -> tuple[str, bool]:

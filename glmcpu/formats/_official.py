@@ -4,8 +4,8 @@
     code  = round to even(half(half(w) / scale))
 
 Source: THUDM/chatglm-6b, quantization.py (QuantizedLinear). A row of zeros has scale 0; its codes are 0. In a row
-below 0.001 the half scale has so few digits that the largest code can pass the levels: the official cast then wraps
-around and turns the sign of that weight, ours stays at the end of the range.
+below 0.001 the half scale has so few digits that the largest code can pass the levels; the official cast then wraps
+around, which turns the sign of that weight, and so does ours.
 """
 
 import numpy as np

@@ -142,14 +142,15 @@ def load_bytes(context: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store_codes(context: Any, array: Any, index: Any, value: Any) -> Any:
-    """16 floats, rounded to nearest even and held to -128..127, to an int8 array; returns their sum as int32.
+    """16 floats, rounded to nearest even and cut to their low eight bits, to an int8 array; returns their sum as int32.
 
     NaN becomes 0: the scale beside the codes carries it.
     """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         rounded = call(builder, "llvm.roundeven.v16f32", f32x16.ir, args[2])
-        codes = call(builder, "llvm.fptosi.sat.v16i8.v16f32", ir.VectorType(I8, LANES), rounded)
+        whole = call(builder, "llvm.fptosi.sat.v16i32.v16f32", i32x16.ir, rounded)
+        codes = builder.trunc(whole, ir.VectorType(I8, LANES))
         emit_store(builder, address(context, builder, signature.args[0], *args[:2]), codes)
         return emit_by_halves(builder, builder.sext(codes, i32x16.ir), builder.add)
 
