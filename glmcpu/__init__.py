@@ -8,6 +8,7 @@ Importing this costs NumPy; Numba and the tokenizer are imported when a model is
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmcpu.errors import ContextWarning, DataError, GlmcpuError, MachineError, NetworkError, UsageError
@@ -32,6 +33,11 @@ __all__ = [
     "UsageError",
     "__version__",
 ]
+
+# Installed, convert/ lies in this folder; where Python runs in a checkout's root, it lies beside it.
+_beside = Path(__file__).parents[1]
+if (_beside / "convert" / "zip_directory.py").is_file():
+    __path__.append(str(_beside))
 
 _LAZY = {
     "ChatSession": "glmcpu.chat",

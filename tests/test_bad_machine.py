@@ -74,7 +74,8 @@ def slow_conversion(place: Path) -> subprocess.Popen[str]:
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stderr is not None
     while (line := child.stderr.readline()) != "writing\n":
-        assert line, "ended before it wrote"
+        if not line:
+            pytest.fail(f"ended before it wrote: {child.communicate()[0]}")
     return child
 
 
