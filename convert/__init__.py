@@ -19,8 +19,8 @@ from typing import Any
 
 from glmcpu import files, formats, limits, packed, store
 from glmcpu.errors import DataError, MachineError, Notice, UsageError, printable, shown
-from glmcpu.models import chatglm as model
-from glmcpu.tokenizers.chatglm import Tokenizer
+from glmcpu.model import open_tokenizer
+from glmcpu.models.chatglm import Config
 
 from . import chatglm, writer
 from .checkpoint import LAYOUTS, Checkpoint, open_checkpoint
@@ -143,29 +143,14 @@ def _source(checkpoint: Checkpoint, revision: str | None) -> dict[str, Any]:
     return {"name": name if isinstance(name, str) else "", "revision": revision or ""}
 
 
-def _tokenizer(checkpoint: Checkpoint, given: str | os.PathLike[str] | None, config: model.Config) -> bytes | None:
+def _tokenizer(checkpoint: Checkpoint, given: str | os.PathLike[str] | None, config: Config) -> bytes | None:
     """The tokenizer's bytes after a trial opening; None when there is none."""
     path = Path(given) if given is not None else checkpoint.tokenizer
     if path is None:
         return None
     data = files.read_bytes(path, limits.TOKENIZER_BYTES)
-    tokenizer = Tokenizer(data, vocab_size=config.vocabulary, image_tokens=config.image_tokens, name=str(path))
-    for field, found in _special_ids(tokenizer):
-        if getattr(config, field) != found:
-            raise DataError(
-                f"{shown(path)}: has id {found:,} for {field}, and config.json {getattr(config, field):,}: "
-                "they belong to different models; fetch all files from one revision"
-            )
+    open_tokenizer(data, config, str(path))
     return data
-
-
-def _special_ids(tokenizer: Tokenizer) -> tuple[tuple[str, int], ...]:
-    return (
-        ("bos", tokenizer.bos),
-        ("eos", tokenizer.eos),
-        ("mask", tokenizer.mask),
-        ("gmask", tokenizer.gmask),
-    )
 
 
 def _source_files(paths: tuple[Path, ...], known: dict[str, str | None], stop: threading.Event) -> dict[str, Any]:

@@ -4,6 +4,7 @@ It knows neither chat nor prompt formats. What ends an answer, the first that ha
 stop id or stop string of the caller ("stop"), the number of tokens asked for or the end of the context ("length").
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def generate(
     progress(layers done, layers) is called while the prompt is read. Raises UsageError for arguments out of range and
     DataError for ids the model cannot read, both before the first token.
     """
-    known = [int(i) for i in ids]
+    known = whole_numbers(ids)
     texts, ends = _stops(stop, model.config.eos, tokenizer)
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens}: at least one token must be asked for")
@@ -59,6 +60,14 @@ def generate(
         )
     limit = min(context, len(known) + max_new_tokens)
     return _tokens(model, known, limit, (sampler or GREEDY), ends, _stream(tokenizer, texts), progress)
+
+
+def whole_numbers(ids: Sequence[int]) -> list[int]:
+    """`ids` as Python integers, NumPy's accepted; raises UsageError for anything else."""
+    try:
+        return [operator.index(i) for i in ids]
+    except TypeError as error:
+        raise UsageError("ids must be a flat sequence of whole numbers, as tokenizer.encode gives") from error
 
 
 def _tokens(

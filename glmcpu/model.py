@@ -19,7 +19,7 @@ from glmcpu import chat as conversation
 from glmcpu import packed as packed_file
 from glmcpu.chat import ChatSession
 from glmcpu.errors import DataError, UsageError, printable, shown
-from glmcpu.generate import Progress, Token, generate
+from glmcpu.generate import Progress, Token, generate, whole_numbers
 from glmcpu.models import Generation, LanguageModel, Part
 from glmcpu.packed import PackedFile
 from glmcpu.rounds import Round
@@ -87,7 +87,7 @@ class Model:
 
         The context does not bound it. Raises DataError for ids outside the vocabulary or without those tokens.
         """
-        known = [int(i) for i in ids]
+        known = whole_numbers(ids)
         return self._model.forward([Part(known, self._model.new_cache(max(1, len(known))))], every=True)
 
     def generate(
@@ -169,12 +169,25 @@ def verify(path: Path, progress: Progress | None = None) -> None:
     _tokenizer(packed, config)
 
 
+def open_tokenizer(data: bytes, config: Any, name: str) -> Tokenizer:
+    """The tokenizer of a model; raises DataError, beginning with `name`, when it is not the one of this config.
+
+    The end token is not compared: a config may name another one.
+    """
+    tokenizer = Tokenizer(data, vocab_size=config.vocabulary, image_tokens=config.image_tokens, name=name)
+    for field in ("bos", "mask", "gmask"):
+        found, expected = getattr(tokenizer, field), getattr(config, field)
+        if found != expected:
+            raise DataError(
+                f"{shown(name)}: has id {found:,} for {field} and the model's config {expected:,}: they belong to "
+                "different models; fetch all files from one revision"
+            )
+    return tokenizer
+
+
 def _tokenizer(packed: PackedFile, config: Any) -> Tokenizer | None:
     data = packed.tokenizer()
-    if data is None:
-        return None
-    name = f"{packed.path}: tokenizer"
-    return Tokenizer(data, vocab_size=config.vocabulary, image_tokens=config.image_tokens, name=name)
+    return None if data is None else open_tokenizer(data, config, f"{packed.path}: tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)

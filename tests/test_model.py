@@ -17,7 +17,7 @@ import glmcpu
 from glmcpu import backends, limits, memory, packed
 from glmcpu.convert import convert
 from glmcpu.errors import DataError, MachineError, UsageError
-from glmcpu.model import Model, describe
+from glmcpu.model import Model, describe, open_tokenizer
 from glmcpu.models import chatglm
 from glmcpu.models.chatglm import ChatGLM
 from glmcpu.packed import PackedFile
@@ -279,3 +279,23 @@ def test_kernels_can_be_compiled_before_the_first_question(context: int, backend
 
 def test_model_is_reached_by_the_public_name() -> None:
     assert glmcpu.Model is Model
+
+
+def test_a_config_may_name_another_end_token(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", eos_token_id=7)
+    assert Model.load(convert(folder, tmp_path / "model.safetensors")).config.eos == 7
+
+
+def test_a_packed_file_with_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    file = PackedFile(convert(write_checkpoint(tmp_path / "checkpoint"), tmp_path / "model.safetensors"))
+    other = dict(file.contents.config) | {"bos": 9}
+    with pytest.raises(DataError, match="for bos and the model's config 9"):
+        open_tokenizer(file.tokenizer() or b"", chatglm.Config(**other), "the file")
+
+
+@pytest.mark.parametrize("ids", [[1.5, 2], ["5"], [[1, 2]], 7])
+def test_ids_that_are_no_whole_numbers_are_refused(ids: Any) -> None:
+    with pytest.raises(UsageError, match="whole numbers"):
+        mini().logits(ids)
+    with pytest.raises(UsageError, match="whole numbers"):
+        mini().generate(ids)

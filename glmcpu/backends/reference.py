@@ -51,8 +51,7 @@ class Backend:
         """Biased variance, epsilon inside the root."""
         centred = x - x.mean(axis=1, keepdims=True)
         variance = (centred * centred).mean(axis=1, keepdims=True)
-        out: Floats = centred / np.sqrt(variance + np.float32(epsilon)) * scale + shift
-        return out
+        return np.asarray(centred / np.sqrt(variance + np.float32(epsilon)) * scale + shift, np.float32)
 
     def gelu(self, x: Floats) -> Floats:
         """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
