@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from glmcpu.errors import DataError, printable
+from glmcpu.kernels.elements import widen
 from glmcpu.memory import alloc
 
 from .weight_file import WeightFile
@@ -87,10 +88,9 @@ def check_view(tensor: StoredTensor, what: str) -> None:
 def slabs(tensor: StoredTensor, rows: int) -> Iterator[NDArray[Any]]:
     """Blocks of `rows` rows of a tensor of one or more dimensions, C-contiguous; the last may be shorter.
 
-    Floats come as float32 (exact for f16, bf16 and f32; f64 is rounded), integers as they are, bools as
-    uint8. A slab is
-    valid until the next is asked for: its memory is used again. Raises DataError when the checksum is wrong, which a
-    tensor that fills its storage shows only before its last slab, and MachineError when reading fails.
+    Floats come as float32 (exact for f16, bf16 and f32; f64 is rounded), integers as they are, bools as uint8. A slab
+    is valid until the next is asked for: its memory is used again. Raises DataError when the checksum is wrong, which
+    a tensor that fills its storage shows only before its last slab, and MachineError when reading fails.
     """
     if rows < 1:
         raise ValueError(f"rows is {rows}; expected at least 1")
@@ -141,9 +141,9 @@ def _run_slabs(tensor: StoredTensor, rows: int) -> Iterator[NDArray[Any]]:
     for first in range(0, R, rows):
         n = min(rows, R - first)
         part = raw[: n * row_elements * item]
-        storage.file.read_into(begin + first * row_elements * item, _bytes(part))
+        storage.file.read_into(begin + first * row_elements * item, part.data)
         if whole:
-            checksum = zlib.crc32(_bytes(part), checksum)
+            checksum = zlib.crc32(part.data, checksum)
             if first + n == R:
                 _settle(storage, checksum)
         yield _decode(part.view(_NUMPY[storage.dtype]), storage.dtype, wide).reshape(n, *tensor.shape[1:])
@@ -154,18 +154,14 @@ def _strided_slabs(tensor: StoredTensor, rows: int) -> Iterator[NDArray[Any]]:
     storage, R = tensor.storage, tensor.shape[0]
     item = ITEM_BYTES[storage.dtype]
     raw = alloc((storage.size_bytes,), np.uint8, f"a tensor of {storage.file.name} that is not contiguous")
-    storage.file.read_into(storage.begin, _bytes(raw))
-    _settle(storage, zlib.crc32(_bytes(raw)))
+    storage.file.read_into(storage.begin, raw.data)
+    _settle(storage, zlib.crc32(raw.data))
     elements = raw.view(_NUMPY[storage.dtype])[tensor.offset :]
     view = as_strided(elements, tensor.shape, [item * step for step in tensor.stride], writeable=False)
     wide = _wide(rows * math.prod(tensor.shape[1:]), storage.dtype)
     for first in range(0, R, rows):
         part = view[first : first + rows]
         yield _decode(np.ascontiguousarray(part).reshape(-1), storage.dtype, wide).reshape(part.shape)
-
-
-def _bytes(array: NDArray[Any]) -> memoryview:
-    return array.data
 
 
 def _wide(elements: int, dtype: str) -> NDArray[Any] | None:
@@ -178,7 +174,9 @@ def _decode(values: NDArray[Any], dtype: str, wide: NDArray[Any] | None) -> NDAr
     if wide is None:
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     out = wide[: values.size]
-    if dtype == "bf16":  # the upper half of a float32
+    if dtype == "f16" and values.dtype.isnative:
+        widen(out, values.view(np.uint16))
+    elif dtype == "bf16":  # the upper half of a float32
         np.left_shift(values, 16, out=out.view(np.uint32), dtype=np.uint32)
     else:
         with np.errstate(over="ignore"):  # a float64 too large becomes infinity, which the converter refuses by name

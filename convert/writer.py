@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from glmcpu import files, formats, packed
 from glmcpu.errors import DataError, MachineError, printable
+from glmcpu.kernels.elements import largest_magnitude
 from glmcpu.packed import ALIGNMENT, TOKENIZER, Contents
 from glmcpu.safetensors_header import Entry
 
@@ -160,7 +161,7 @@ def _vector(job: Job, theirs: str) -> NDArray[np.float32]:
 
 def _check_finite(name: str, tensor: str, values: NDArray[np.float32], begin: int, largest: float) -> None:
     """Raises DataError for NaN, infinity, or a weight that half precision cannot hold."""
-    extreme = float(np.max(np.abs(values), initial=0))
+    extreme = largest_magnitude(values)
     if extreme <= largest and extreme < float("inf"):
         return
     bad = np.argwhere(~(np.abs(values) <= min(largest, 3.4028235e38)))

@@ -117,7 +117,7 @@ def test_safetensors_are_preferred_with_a_note(folder: Path) -> None:
 
 def test_missing_folder_file_as_folder_missing_config_and_missing_weights_each_have_a_sentence(tmp_path: Path) -> None:
     assert "no such folder" in refusal(tmp_path / "none")
-    with pytest.raises(MachineError, match="cannot be read: .*embedded null"):
+    with pytest.raises(MachineError, match=r"cannot be read: .*embedded null"):
         open_checkpoint(Path("a\0b"))
     (tmp_path / "file").write_text("")
     assert "is a file; give the folder" in refusal(tmp_path / "file")
