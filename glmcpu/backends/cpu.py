@@ -31,7 +31,7 @@ class Backend:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Waits for the kernels of other threads; Numba keeps the number of threads for each caller's thread."""
-        with threads.entry:
+        with kernel.entry:
             threads.set_threads(self.threads)
             yield
 

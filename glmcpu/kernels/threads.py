@@ -3,16 +3,12 @@
 import os
 import subprocess
 import sys
-import threading
 from functools import cache
 from pathlib import Path
 
 import numba
 
 from glmcpu.errors import UsageError, printable
-
-# Numba's workqueue layer aborts the process when two threads enter a parallel kernel at once.
-entry = threading.RLock()
 
 
 def set_threads(n: int | None) -> int:

@@ -8,11 +8,13 @@ recompile; no usable folder costs one per process.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,19 +26,29 @@ from numba.core import caching
 
 from glmcpu.simd import isa
 
+entry = threading.RLock()
+"""Held while a parallel kernel runs; whoever runs many in a row may hold it around them."""
+
 
 def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Compiles a function on its first call and keeps the machine code.
 
     No bounds checks, no fast-math, division by zero as in NumPy. `parallel` allows prange. A kernel is given the number
-    of threads: one that asks Numba for it holds a pointer of this process and cannot be kept on disk.
+    of threads: one that asks Numba for it holds a pointer of this process and cannot be kept on disk. Calls of parallel
+    kernels wait for each other: Numba's workqueue layer aborts the process when two threads enter at once.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(parallel=parallel, boundscheck=False, error_model="numpy", nogil=True)(function)
         if folder() is not None:
             dispatcher._cache = _KernelCache(function)
-        return dispatcher
+
+        @functools.wraps(dispatcher, updated=())
+        def enter(*arguments: Any) -> Any:
+            with entry:
+                return dispatcher(*arguments)
+
+        return enter if parallel else dispatcher
 
     return decorate
 
