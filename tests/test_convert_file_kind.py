@@ -1,3 +1,5 @@
+"""Each thing that is not a weight file has its own sentence, and each format finds its reader."""
+
 import gzip
 import io
 import os

@@ -1,3 +1,5 @@
+"""Pickles: tables of tensors are read, hostile ones are refused and cost no memory."""
+
 import random
 import struct
 import tracemalloc

@@ -1,3 +1,5 @@
+"""The library's own files are read, and a dtype that no weight has is refused by name."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Views of stored bytes against NumPy: offsets, strides, slabs, dtypes and checksums."""
+
 import zlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The legacy format of torch: values as they were saved, and one sentence for what is unsound."""
+
 import random
 import struct
 from pathlib import Path

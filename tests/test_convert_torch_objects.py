@@ -1,3 +1,5 @@
+"""What a torch pickle may name: a flat table of tensors that agree about their storage, and no more."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""The zip format of torch: every dtype and layout is read, whatever is unsound gets one sentence."""
+
 import io
 import random
 from collections.abc import Iterable

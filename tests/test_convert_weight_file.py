@@ -1,3 +1,5 @@
+"""Reads are exact, and a file that is short, failing or changing is an error that names it."""
+
 import os
 from pathlib import Path
 

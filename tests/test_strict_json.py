@@ -1,3 +1,5 @@
+"""Doubtful JSON is refused with one sentence; plain JSON means what it means to the standard parser."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""Text to ids and back: the official answers, special pieces, odd characters and wrong models."""
+
 import json
 import subprocess
 import sys

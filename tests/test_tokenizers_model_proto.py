@@ -1,3 +1,5 @@
+"""Sound tokenizer models pass, and broken ones are refused with what is wrong in them."""
+
 import random
 import struct
 from pathlib import Path

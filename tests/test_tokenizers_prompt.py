@@ -1,3 +1,5 @@
+"""Questions and answers as one prompt, and responses tidied, like the official code."""
+
 import itertools
 import json
 import re

@@ -1,3 +1,5 @@
+"""A stream of ids as text: the pieces together are the decoded text, and nothing shown is taken back."""
+
 import json
 import time
 from collections.abc import Callable

@@ -78,7 +78,7 @@ def _marked(name: str) -> re.Pattern[str]:
 
 def _line(path: Path, name: str, subject: str) -> str:
     indent = "  " * (len(path.parts) - 1)
-    return f"{indent + name:<30}{subject}".rstrip()
+    return f"{indent + name:<38}{subject}".rstrip()
 
 
 def _subject(file: Path) -> str:

@@ -49,6 +49,7 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",  # click's own wording differs from release to release
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="glmcpu", message="%(prog)s %(version)s")

@@ -110,7 +110,8 @@ class StatusLine:
         if not self.active or (self._shown and now - self._shown_s < REDRAW_S):
             return
         # One column stays free, or the cursor would wrap and the line could not be taken back.
-        line = printable(text, 1000)[: max(1, shutil.get_terminal_size().columns - 1)]
+        columns = shutil.get_terminal_size().columns or 80  # Python 3.10 says 0 where the size is unknown
+        line = printable(text, 1000)[: max(1, columns - 1)]
         _write_error(f"\r{line}{' ' * (self._shown - len(line))}")
         self._shown, self._shown_s = len(line), now
 
