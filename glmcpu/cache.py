@@ -6,11 +6,13 @@ system hands out zeroed pages when they are first written. Layout of a layer, se
     keys    (H, S/16, P, 16)     values  (H, S, P)       P = D filled up to a multiple of 16, S = capacity
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glmcpu import formats
 from glmcpu.memory import alloc
 
 
@@ -34,9 +36,15 @@ class KVCache:
         return k[: self.length, :, : self.D].astype(np.float32), v[: self.length, :, : self.D].astype(np.float32)
 
 
-def bytes_for(L: int, H: int, D: int, capacity: int) -> int:
-    """Memory a full float16 cache takes."""
-    return 2 * L * H * (-(-capacity // 16) * 16) * (-(-D // 16) * 16) * 2
+def dtype_beside(weight_formats: Mapping[str, str]) -> type[np.generic]:
+    """float16 (as uint16) beside quantized weights; float32 beside f32 and f16 ones, which are kept for exactness."""
+    exact = all(formats.load(name).EXACT for name in weight_formats.values())
+    return np.float32 if exact else np.uint16
+
+
+def bytes_for(L: int, H: int, D: int, capacity: int, dtype: type[np.generic]) -> int:
+    """Memory a full cache takes."""
+    return 2 * L * H * (-(-capacity // 16) * 16) * (-(-D // 16) * 16) * np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Model:
         packed = PackedFile(store.find(path_or_name))
         generation, config = read_config(packed)
         memory.require(
-            packed.size_bytes + generation.cache_bytes(config, context),
+            packed.size_bytes + generation.cache_bytes(config, packed.formats, context),
             f"{shown(packed.path)} with a context of {context:,}",
         )
         model = generation.build(config, packed, backends.load(backend, threads))
@@ -205,7 +205,7 @@ class Description:
 
     def memory_bytes(self, context: int) -> int:
         """Memory a conversation needs: the mapped file and a full cache of `context` tokens."""
-        return self.file_bytes + models.load(self.generation).cache_bytes(self.config, context)
+        return self.file_bytes + models.load(self.generation).cache_bytes(self.config, self.formats, context)
 
 
 def describe(path: Path) -> Description:

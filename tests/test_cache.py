@@ -24,7 +24,7 @@ def test_the_layout_is_the_documented_one_and_empty(capacity: int, D: int) -> No
     assert cache.keys.shape == (L, H, S // 16, P, 16)
     assert cache.values.shape == (L, H, S, P)
     assert (cache.length, cache.capacity) == (0, capacity)
-    assert cache.keys.nbytes + cache.values.nbytes == bytes_for(L, H, D, capacity)
+    assert cache.keys.nbytes + cache.values.nbytes == bytes_for(L, H, D, capacity, np.uint16)
     assert all(a.shape == (0, H, D) for a in cache.plain(0))
 
 
@@ -45,7 +45,7 @@ def test_what_was_appended_reads_back_plain(D: int, dtype: type[np.generic]) -> 
 
 
 def test_a_full_size_cache_takes_half_a_megabyte_for_each_position() -> None:
-    assert bytes_for(28, 32, 128, 2048) == 2048 * 28 * 2 * 4096 * 2
+    assert bytes_for(28, 32, 128, 2048, np.uint16) == 2048 * 28 * 2 * 4096 * 2
 
 
 def test_no_memory_is_said_in_one_sentence() -> None:

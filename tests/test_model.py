@@ -259,7 +259,7 @@ def test_description_counts_what_is_stored() -> None:
     assert description.file_bytes == golden.packed("tiny-mini", "int4_g32").stat().st_size
     assert not description.has_tokenizer
     assert description.config == mini().config
-    cache = chatglm.cache_bytes(description.config, 100)
+    cache = chatglm.cache_bytes(description.config, description.formats, 100)
     assert description.memory_bytes(100) == description.file_bytes + cache
 
 

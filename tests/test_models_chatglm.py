@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from glmcpu import backends, formats
-from glmcpu.cache import KVCache
 from glmcpu.errors import DataError
 from glmcpu.models import chatglm
 from glmcpu.models.chatglm import Config, Part, plan
@@ -139,9 +138,12 @@ def test_every_matrix_and_vector_has_a_name_and_the_tied_model_no_lm_head() -> N
 
 
 def test_memory_of_a_full_cache_is_what_its_arrays_take() -> None:
-    config = golden.chatglm("tiny-mini", "f32").config
-    cache = KVCache(config.layers, config.heads, config.channels // config.heads, 100, np.uint16)
-    assert chatglm.cache_bytes(config, 100) == cache.keys.nbytes + cache.values.nbytes
+    for weights, dtype in (("f32", np.float32), ("f16", np.float32), ("int8", np.uint16), ("int4_g32", np.uint16)):
+        model = golden.chatglm("tiny-mini", weights)
+        cache = model.new_cache(100)
+        assert cache.keys.dtype == dtype
+        formats = {"embedding": weights}
+        assert chatglm.cache_bytes(model.config, formats, 100) == cache.keys.nbytes + cache.values.nbytes
 
 
 @pytest.mark.parametrize(

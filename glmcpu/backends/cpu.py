@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu import formats as all_formats
-from glmcpu.cache import KVCache, Segment
+from glmcpu import formats
+from glmcpu.cache import KVCache, Segment, dtype_beside
 from glmcpu.formats import Weight
 from glmcpu.kernels import activations, attention, norms, rotary, threads
 from glmcpu.simd import isa, kernel
@@ -36,18 +36,17 @@ class Backend:
             yield
 
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
-        """float16 beside quantized weights; float32 beside f32 and f16 ones, which are kept for exactness."""
-        exact = all(all_formats.load(name).EXACT for name in formats.values())
-        return KVCache(L, H, D, capacity, np.float32 if exact else np.uint16)
+        """float16 beside quantized weights."""
+        return KVCache(L, H, D, capacity, dtype_beside(formats))
 
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
         """Rows of the embedding table."""
-        return all_formats.rows(weight, ids)
+        return formats.rows(weight, ids)
 
     def linear(self, x: Floats, weight: Weight) -> Floats:
         """The format's own matrix product."""
         out = np.empty((len(x), weight.O), np.float32)
-        all_formats.load(weight.format).matmul(out, x, weight.arrays, weight.bias)
+        formats.load(weight.format).matmul(out, x, weight.arrays, weight.bias)
         return out
 
     def layer_norm(self, x: Floats, scale: Floats, shift: Floats, epsilon: float) -> Floats:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from glmcpu import limits
 from glmcpu.backends import Backend, Floats
-from glmcpu.cache import KVCache, Segment, bytes_for
+from glmcpu.cache import KVCache, Segment, bytes_for, dtype_beside
 from glmcpu.errors import DataError
 from glmcpu.formats import Weight
 from glmcpu.models import Observer, Part, Store
@@ -105,9 +105,10 @@ def vectors(config: Config) -> dict[str, int]:
     return lengths
 
 
-def cache_bytes(config: Config, context: int) -> int:
-    """Memory of a full cache."""
-    return bytes_for(config.layers, config.heads, config.channels // config.heads, context)
+def cache_bytes(config: Config, formats: Mapping[str, str], context: int) -> int:
+    """Memory of a full cache beside weights in these formats."""
+    D = config.channels // config.heads
+    return bytes_for(config.layers, config.heads, D, context, dtype_beside(formats))
 
 
 @dataclass(frozen=True)
