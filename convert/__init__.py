@@ -51,7 +51,7 @@ def convert(
     """
     formats.load(weights)
     report = progress or (lambda stage, done, total: None)
-    folder, name, hashes = _locate(os.fspath(source), revision, offline, report)
+    folder, name, commit, hashes = _locate(os.fspath(source), revision, offline, report)
     target = store.home() / f"{name}-{weights}{store.SUFFIX}" if destination is None else _target(destination)
     with open_checkpoint(folder) as checkpoint:
         _check_target(target, folder)
@@ -66,7 +66,7 @@ def convert(
             weights=weights,
             config=asdict(config),
             formats=chosen,
-            source=_source(checkpoint, revision if hashes else None),
+            source=_source(checkpoint, commit),
             checksums={},
         )
         data = _tokenizer(checkpoint, tokenizer, config)
@@ -83,15 +83,15 @@ def convert(
 
 def _locate(
     source: str, revision: str | None, offline: bool, report: Progress
-) -> tuple[Path, str, dict[str, str | None]]:
-    """The folder, the model's name, and the SHA-256 of files the hub has vouched for."""
+) -> tuple[Path, str, str, dict[str, str | None]]:
+    """The folder, the model's name, and from the hub the commit and the SHA-256 of files it has vouched for."""
     path = files.expanded(source)
     if files.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         if revision is not None:
             raise UsageError(
                 f"--revision {printable(revision)} is for models on the hub, and {printable(source)} is a folder"
             )
-        return path, path.resolve().name, {}
+        return path, path.resolve().name, "", {}
     from . import hub
 
     fetched = hub.fetch(
@@ -100,7 +100,7 @@ def _locate(
         offline=offline,
         progress=lambda file, done, total: report(f"fetching {file}", done, total),
     )
-    return fetched.folder, source.rpartition("/")[2], fetched.files
+    return fetched.folder, source.rpartition("/")[2], fetched.revision, fetched.files
 
 
 def _target(destination: str | os.PathLike[str]) -> Path:
@@ -138,9 +138,9 @@ def _formats(checkpoint: Checkpoint, sources: dict[str, chatglm.Source], weights
     return {ours: choose(source) for ours, source in sources.items()}
 
 
-def _source(checkpoint: Checkpoint, revision: str | None) -> dict[str, Any]:
+def _source(checkpoint: Checkpoint, commit: str) -> dict[str, Any]:
     name = checkpoint.config.get("_name_or_path")
-    return {"name": name if isinstance(name, str) else "", "revision": revision or ""}
+    return {"name": name if isinstance(name, str) else "", "revision": commit}
 
 
 def _tokenizer(checkpoint: Checkpoint, given: str | os.PathLike[str] | None, config: Config) -> bytes | None:
@@ -167,7 +167,7 @@ def _sha256(path: Path, stop: threading.Event) -> tuple[int, str]:
     state, size, buffer = hashlib.sha256(), 0, bytearray(1 << 20)
     try:
         with files.open_regular(path) as file:
-            while not stop.is_set() and (n := file.readinto(buffer)):  # type: ignore[attr-defined]
+            while not stop.is_set() and (n := file.readinto(buffer)):
                 state.update(memoryview(buffer)[:n])
                 size += n
     except DataError as error:  # it was there when the checkpoint was opened

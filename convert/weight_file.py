@@ -30,7 +30,7 @@ class WeightFile:
             self.file.seek(begin)
             done = 0
             while done < len(out):
-                n = self.file.readinto(out[done:])  # type: ignore[attr-defined]
+                n = self.file.readinto(out[done:])
                 if not n:
                     break
                 done += n

@@ -31,7 +31,7 @@ else:
 _PARTIAL = ".glmcpu-partial"
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
     """Opens a regular file for reading, unbuffered.
 
     Raises DataError when there is none or it is something else (a folder, a device), MachineError when the

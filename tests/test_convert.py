@@ -13,7 +13,7 @@ from tiny_checkpoint import official_tensors, write_checkpoint
 from tiny_tokenizer import tiny_model
 
 from glmcpu import packed
-from glmcpu.convert import convert
+from glmcpu.convert import convert, hub
 from glmcpu.errors import DataError, GlmcpuError, MachineError, UsageError
 from glmcpu.packed import PackedFile
 
@@ -285,3 +285,12 @@ def test_model_of_another_generation_is_refused(source: Path, target: Path) -> N
     message = refused(DataError, source, target)
     assert "ChatGLM2" in message
     assert "config.json" in message
+
+
+def test_a_model_of_the_hub_remembers_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_checkpoint(tmp_path / "snapshot")
+    fetched = hub.Fetched(folder, "THUDM/chatglm-6b", "a" * 40, {"config.json": None})
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: fetched)
+    file = convert("THUDM/chatglm-6b", revision="main")
+    assert file.name == "chatglm-6b-int4_g32.safetensors"
+    assert PackedFile(file).contents.source["revision"] == "a" * 40
