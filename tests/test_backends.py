@@ -51,6 +51,7 @@ def test_products_and_embeddings_agree(name: str) -> None:
     fast, slow = _both()
     weight, x = _weight(name, 70, 96), _normal(5, 96)
     found, expected = fast.linear(x, weight), slow.linear(x, weight)
+    fast.finish()
     assert np.linalg.norm(found - expected) < (1e-6 if formats.load(name).EXACT else 0.02) * np.linalg.norm(expected)
     ids = np.array([69, 0, 33, 0])
     assert np.array_equal(fast.rows(weight, ids), slow.rows(weight, ids))
@@ -65,11 +66,18 @@ def test_the_reference_takes_a_long_weight_slab_by_slab() -> None:
 def test_elementwise_operations_agree() -> None:
     fast, slow = _both()
     x, h, scale, shift = _normal(7, 40), _normal(7, 40) * 2, _normal(40), _normal(40) * 2
-    np.testing.assert_allclose(
-        fast.layer_norm(x, scale, shift, 1e-5), slow.layer_norm(x, scale, shift, 1e-5), atol=1e-5
-    )
-    np.testing.assert_allclose(fast.gelu(x.copy()), slow.gelu(x.copy()), atol=1e-6)
-    np.testing.assert_allclose(fast.scale_add(h, 7.5, x.copy()), slow.scale_add(h, 7.5, x.copy()), atol=1e-5)
+    results = []
+    for backend in (fast, slow):
+        results.append(
+            [
+                backend.layer_norm(x, scale, shift, 1e-5),
+                backend.gelu(x.copy()),
+                backend.scale_add(h, 7.5, x.copy()),
+            ]
+        )
+        backend.finish()
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-6), ("int4", 2e-3)])
@@ -81,18 +89,21 @@ def test_several_sequences_attend_in_one_pass_each_to_its_own(D: int, kind: str,
         caches = [backend.new_cache(2, H, D, 40, {"m": kind}) for _ in lengths]
         for cache, n in zip(caches, before, strict=True):
             if n:  # what each sequence has seen already
-                backend.attend(_turned(backend, n, H, D), 1, [Segment(0, n, np.full(n, n), cache)], D)
+                backend.attend(_turned(backend, n, H, D), 1, [Segment(0, n, np.arange(n), np.full(n, n), cache)], D)
                 cache.length = n
         ends = np.cumsum(lengths)
         segments = [
-            Segment(int(end - n), int(end), np.arange(seen + 1, seen + n + 1), cache)
+            Segment(int(end - n), int(end), np.arange(seen, seen + n), np.arange(seen + 1, seen + n + 1), cache)
             for end, n, seen, cache in zip(ends, lengths, before, caches, strict=True)
         ]
         qkv = _turned(backend, int(ends[-1]), H, D)
         together = backend.attend(qkv, 1, segments, D)
+        backend.finish()
         for segment in segments:
             here = np.ascontiguousarray(qkv[:, segment.begin : segment.end])
-            alone = backend.attend(here, 1, [Segment(0, here.shape[1], segment.visible, segment.cache)], D)
+            same = Segment(0, here.shape[1], segment.places, segment.visible, segment.cache)
+            alone = backend.attend(here, 1, [same], D)
+            backend.finish()
             np.testing.assert_allclose(alone, together[segment.begin : segment.end], rtol=0, atol=1e-6)
         assert [cache.length for cache in caches] == list(before)
         found[type(backend)] = together
@@ -101,7 +112,9 @@ def test_several_sequences_attend_in_one_pass_each_to_its_own(D: int, kind: str,
 
 def _turned(backend: Backend, T: int, H: int, D: int) -> Any:
     angles = np.random.default_rng(T).uniform(0, 6, (T, D // 2)).astype(F32)
-    return backend.split_rotate(_normal(T, H * 3 * D), np.cos(angles), np.sin(angles), H, 2)
+    turned = backend.split_rotate(_normal(T, H * 3 * D), np.cos(angles), np.sin(angles), H, 2)
+    backend.finish()
+    return turned
 
 
 def test_the_cache_is_half_precision_only_beside_quantized_weights() -> None:
@@ -109,6 +122,9 @@ def test_the_cache_is_half_precision_only_beside_quantized_weights() -> None:
     for kinds, dtype in (({"a": "f32", "b": "f16"}, F32), ({"a": "f16", "b": "int4_g32"}, np.uint16)):
         assert fast.new_cache(1, 1, 16, 16, kinds).keys.dtype == dtype
         assert slow.new_cache(1, 1, 16, 16, kinds).keys.dtype == F32
+        assert backends.load("cpu", 1, "int8").new_cache(1, 1, 16, 16, kinds).keys.dtype == np.int8
+    with pytest.raises(UsageError, match="cache='int4': known are f32 f16 int8"):
+        backends.load("cpu", 1, "int4")
 
 
 def test_the_machine_is_described() -> None:
@@ -127,10 +143,13 @@ backend, wrong = backends.load("cpu", 2), []
 x, scale = np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32), np.ones(128, np.float32)
 with backend.exclusive():
     expected = backend.layer_norm(x, scale, scale, 1e-5)
+    backend.finish()
 def work():
     for _ in range(200):
         with backend.exclusive():
-            if not np.array_equal(backend.layer_norm(x, scale, scale, 1e-5), expected):
+            found = backend.layer_norm(x, scale, scale, 1e-5)
+            backend.finish()
+            if not np.array_equal(found, expected):
                 wrong.append(1)
 workers = [threading.Thread(target=work) for _ in range(4)]
 [w.start() for w in workers]

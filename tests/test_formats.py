@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from running import ran
 
 from glmcpu import formats
 from glmcpu.errors import UsageError
@@ -36,7 +37,7 @@ def _packed(name: str, weight: NDArray[np.float32], scale: NDArray[np.float32] |
 
 def _matmul(x: NDArray[np.float32], weight: Weight) -> NDArray[np.float32]:
     out = np.full((len(x), weight.O), 1e9, F32)
-    formats.load(weight.format).matmul(out, x, weight.arrays, weight.bias)
+    ran(formats.load(weight.format).matmul, out, x, weight.arrays, weight.bias)
     return out
 
 
@@ -44,7 +45,7 @@ def _as_multiplied(x: NDArray[np.float32], name: str) -> NDArray[np.float64]:
     """x as the format's matmul sees it: itself, or quantized to int8 by groups."""
     if formats.load(name).EXACT:
         return x.astype(np.float64)
-    codes, scales, _ = quantize_rows(x)
+    codes, scales, _ = ran(quantize_rows, x)
     return (codes * np.repeat(scales.astype(np.float64), 32, axis=1))[:, : x.shape[1]]
 
 
@@ -156,8 +157,8 @@ def test_an_output_does_not_depend_on_the_other_outputs(name: str) -> None:
     bias, both, alone = np.zeros(48, F32), np.empty((5, 48), F32), np.empty((5, 16), F32)
     for array in (*whole.values(), *part.values(), bias):
         array.flags.writeable = False
-    formats.load(name).matmul(both, x, whole, bias)
-    formats.load(name).matmul(alone, x, part, bias[:16])
+    ran(formats.load(name).matmul, both, x, whole, bias)
+    ran(formats.load(name).matmul, alone, x, part, bias[:16])
     assert np.array_equal(both[:, 16:32], alone)
 
 

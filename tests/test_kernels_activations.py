@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from running import ran
 
 from glmcpu.backends import reference
 from glmcpu.kernels.activations import gelu, scale_add
@@ -24,20 +25,20 @@ def _exact_gelu(x: NDArray[np.float32]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gelu_is_the_definition(shape: tuple[int, int], on_threads: OnThreads) -> None:
     x = (np.random.default_rng(0).normal(size=shape) * 4).astype(F32)
-    out = on_threads(lambda: gelu(x.copy()))
+    out = on_threads(lambda: ran(gelu, x.copy()))
     np.testing.assert_allclose(out, _exact_gelu(x), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(out, reference.Backend().gelu(x), rtol=1e-5, atol=2e-6)
 
 
 def test_gelu_works_in_place() -> None:
     x = np.ones((2, 5), F32)
-    assert gelu(x) is x
+    assert ran(gelu, x) is x
     assert x[0, 0] == pytest.approx(0.8411920)
 
 
 def test_gelu_at_its_ends_is_zero_x_or_nan() -> None:
     x = np.array([[-1e30, -200, -20, 0, 1e-45, 20, 1e30, np.inf, np.nan]], F32)
-    out = gelu(x.copy())[0]
+    out = ran(gelu, x.copy())[0]
     assert np.array_equal(out[:4], np.zeros(4))
     assert np.array_equal(out[5:8], x[0, 5:8])
     assert out[4] in (0, F32(1e-45))
@@ -46,8 +47,8 @@ def test_gelu_at_its_ends_is_zero_x_or_nan() -> None:
 
 def test_gelu_of_one_value_does_not_depend_on_its_neighbours() -> None:
     x = np.random.default_rng(1).normal(size=(1, 50)).astype(F32)
-    out = gelu(x.copy())
-    assert all(gelu(x[:, i : i + 1].copy())[0, 0] == out[0, i] for i in range(50))
+    out = ran(gelu, x.copy())
+    assert all(ran(gelu, x[:, i : i + 1].copy())[0, 0] == out[0, i] for i in range(50))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -55,13 +56,13 @@ def test_scale_add_is_the_definition_rounded_once(shape: tuple[int, int], on_thr
     rng = np.random.default_rng(2)
     h, y = (rng.normal(size=shape).astype(F32) for _ in range(2))
     alpha = float(F32(np.sqrt(56)))
-    out = on_threads(lambda: scale_add(h, alpha, y.copy()))
+    out = on_threads(lambda: ran(scale_add, h, alpha, y.copy()))
     np.testing.assert_allclose(out, alpha * h.astype(np.float64) + y, rtol=2e-7, atol=1e-9)
 
 
 def test_scale_add_writes_over_its_last_argument_only() -> None:
     h, y = np.full((2, 3), 2, F32), np.ones((2, 3), F32)
-    assert scale_add(h, 3.0, y) is y
+    assert ran(scale_add, h, 3.0, y) is y
     assert set(h.reshape(-1)) == {2}
     assert set(y.reshape(-1)) == {7}
 
@@ -69,7 +70,7 @@ def test_scale_add_writes_over_its_last_argument_only() -> None:
 def test_scale_add_keeps_nan_and_infinity_where_they_are() -> None:
     h, y = np.zeros((1, 20), F32), np.ones((1, 20), F32)
     h[0, 3], y[0, 18] = np.nan, np.inf
-    out = scale_add(h, 2.0, y)[0]
+    out = ran(scale_add, h, 2.0, y)[0]
     assert np.isnan(out[3])
     assert out[18] == np.inf
     assert np.isfinite(np.delete(out, [3, 18])).all()

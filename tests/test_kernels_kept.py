@@ -20,8 +20,14 @@ print(len(recorder.buffer))
 """
 TWO_THREADS = """
 import threading, numpy as np
-from glmcpu.kernels.activations import gelu
+from glmcpu.kernels import activations
 from glmcpu.kernels.threads import threading_layer
+from glmcpu.simd.program import Program
+def gelu(x):
+    program = Program(2)
+    activations.gelu(program, x)
+    program.finish()
+    return x
 x = np.linspace(-9, 9, 1 << 17, dtype=np.float32)
 expected, wrong = gelu(x.copy()), []
 def work():

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from running import ran
 
 from glmcpu.kernels.quantize_rows import GROUP, quantize_rows
 
@@ -27,14 +28,14 @@ def _definition(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.fl
 def test_codes_scales_and_sums_are_the_definition_to_the_bit(T: int, I: int, on_threads: OnThreads) -> None:
     rng = np.random.default_rng(T + I)
     x = (rng.normal(size=(T, I)) * 10.0 ** rng.uniform(-6, 6, (T, 1))).astype(F32)
-    for found, expected in zip(on_threads(lambda: quantize_rows(x)), _definition(x), strict=True):
+    for found, expected in zip(on_threads(lambda: ran(quantize_rows, x)), _definition(x), strict=True):
         assert found.dtype == expected.dtype
         assert np.array_equal(found, expected)
 
 
 def test_the_error_is_at_most_half_a_step_and_the_largest_value_is_127() -> None:
     x = np.random.default_rng(3).normal(size=(5, 96)).astype(F32)
-    codes, scales, _ = quantize_rows(x)
+    codes, scales, _ = ran(quantize_rows, x)
     steps = np.repeat(scales, GROUP, axis=1)
     assert (np.abs(codes * steps - x) <= steps * 0.5001).all()
     assert set(np.abs(codes.reshape(5, 3, GROUP)).max(axis=2).reshape(-1)) == {127}
@@ -42,22 +43,22 @@ def test_the_error_is_at_most_half_a_step_and_the_largest_value_is_127() -> None
 
 def test_a_row_alone_has_the_bits_it_has_among_others() -> None:
     x = np.random.default_rng(4).normal(size=(40, 1000)).astype(F32)
-    together = quantize_rows(x)
+    together = ran(quantize_rows, x)
     for t in (0, 19, 39):
-        for alone, all_rows in zip(quantize_rows(x[t : t + 1].copy()), together, strict=True):
+        for alone, all_rows in zip(ran(quantize_rows, x[t : t + 1].copy()), together, strict=True):
             assert alone.tobytes() == all_rows[t].tobytes()
 
 
 @pytest.mark.parametrize("value", [0, -0.0, 1e-45, 1e-38])
 def test_zeros_and_what_is_next_to_zero_have_codes_zero(value: float) -> None:
-    codes, scales, sums = quantize_rows(np.full((2, 40), value, F32))
+    codes, scales, sums = ran(quantize_rows, np.full((2, 40), value, F32))
     assert not codes.any()
     assert not sums.any()
     assert np.isfinite(scales).all()
 
 
 def test_the_largest_numbers_do_not_overflow() -> None:
-    codes, scales, sums = quantize_rows(np.full((1, 32), -3.4028235e38, F32))
+    codes, scales, sums = ran(quantize_rows, np.full((1, 32), -3.4028235e38, F32))
     assert set(codes.reshape(-1)) == {-127}
     assert np.isfinite(scales).all()
     assert sums[0, 0] == -127 * 32
@@ -66,9 +67,9 @@ def test_the_largest_numbers_do_not_overflow() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_group_with_nan_or_infinity_says_so_in_its_scale_alone(bad: float) -> None:
     x = np.random.default_rng(5).normal(size=(2, 96)).astype(F32)
-    clean = quantize_rows(x)
+    clean = ran(quantize_rows, x)
     x[0, 40] = bad
-    codes, scales, sums = quantize_rows(x)
+    codes, scales, sums = ran(quantize_rows, x)
     assert not np.isfinite(scales[0, 1])
     assert sums[0, 1] == codes[0, 32:64].sum()
     keep = np.array([[True, False, True], [True] * 3])

@@ -123,10 +123,12 @@ class Recorder:
 
     def layer_norm(self, *args: Any) -> Floats:
         self.norms.append(self._backend.layer_norm(*args))
+        self._backend.finish()
         return np.copy(self.norms[-1])
 
     def linear(self, *args: Any) -> Floats:
         self.linears.append(self._backend.linear(*args))
+        self._backend.finish()
         return np.copy(self.linears[-1])
 
 

@@ -18,12 +18,11 @@ from glmcpu.simd import kernel as kernels
 from glmcpu.simd.kernel import kernel
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
-# Large enough that a kernel with several threads runs.
 RUN = (
     "import numpy as np; from glmcpu.kernels import activations as a; from glmcpu.simd.kernel import folder; "
-    "x = np.ones((1, 1 << 17), np.float32); y = a.scale_add(x, 2.0, x.copy()); "
-    "hits = sum(a._scale_add_parallel.__wrapped__.stats.cache_hits.values()); "
-    "print(set(y[0].tolist()), folder() is not None, hits)"
+    "from glmcpu.simd.program import Program; p = Program(2); x = np.ones((1, 1 << 17), np.float32); "
+    "y = a.scale_add(p, x, 2.0, x.copy()); p.finish(); "
+    "print(set(y[0].tolist()), folder() is not None, a._scale_add.cache_hits)"
 )
 
 

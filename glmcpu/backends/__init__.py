@@ -3,15 +3,16 @@
 Models are given a backend and know none: with `reference` the forward is the oracle, with `cpu` the product.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu.cache import KVCache, Segment
+from glmcpu.cache import KINDS, KVCache, Segment
 from glmcpu.errors import UsageError, printable
 from glmcpu.formats import Weight
 
@@ -19,14 +20,40 @@ Floats = NDArray[np.float32]
 NAMES = ("cpu", "reference")
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a forward over T tokens starts from.
+
+    x          (T, C) rows of the embedding
+    cos, sin   (T, D/2) angles of the positions
+    segments   which tokens belong to which sequence
+    """
+
+    x: Floats
+    cos: Floats
+    sin: Floats
+    segments: Sequence[Segment]
+
+
 class Backend(Protocol):
-    """The operations of a forward pass; all arrays are float32 and C-contiguous, T tokens over all sequences."""
+    """The operations of a forward pass; all arrays are float32 and C-contiguous, T tokens over all sequences.
+
+    A backend may put work off: arrays returned by an operation are read by other operations only, until `finish`.
+    """
 
     def is_compiled(self, formats: Mapping[str, str]) -> bool:
         """Whether the code for these formats (matrix -> format) need not be compiled first."""
 
     def exclusive(self) -> AbstractContextManager[object]:
-        """Held around a forward: kernels of one process run one call at a time."""
+        """Held around a forward: kernels of one process run one call at a time. Everything is finished at its end."""
+
+    def repeat(self, batch: "Batch", compute: Callable[["Batch"], Floats]) -> Floats:
+        """compute(batch), finished. It is called with few tokens again and again, and its operations are the same for
+        batches of the same segments: a backend may keep them and repeat them on other numbers.
+        """
+
+    def finish(self) -> None:
+        """Returns when the arrays of all operations so far hold their results."""
 
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
         """An empty cache; `formats` (matrix -> format) decides its precision."""
@@ -53,9 +80,14 @@ class Backend(Protocol):
         """Appends k and v to the caches (their length stays) and returns the attention (T, H*D)."""
 
 
-def load(name: str, threads: int | None = None) -> Backend:
-    """The backend of that name on `threads` threads; raises UsageError when there is none."""
+def load(name: str, threads: int | None = None, cache: str | None = None) -> Backend:
+    """The backend of that name on `threads` threads; raises UsageError when there is none.
+
+    cache: how keys and values are kept, one of cache.KINDS; None: what suits the weights. The reference keeps f32.
+    """
     if name not in NAMES:
         raise UsageError(f"unknown backend {printable(name)!r}; backends: {' '.join(NAMES)}")
+    if cache is not None and cache not in KINDS:
+        raise UsageError(f"cache={printable(cache)!r}: known are {' '.join(KINDS)}")
     module: Any = import_module(f"{__name__}.{name}")
-    return cast(Backend, module.Backend(threads))
+    return cast(Backend, module.Backend(threads, cache))

@@ -1,43 +1,82 @@
 """The CPU backend: the compiled kernels and formats behind the operations a model asks for."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmcpu import formats
-from glmcpu.cache import KVCache, Segment, dtype_beside
+from glmcpu.backends import Batch
+from glmcpu.cache import KVCache, Segment, kind_beside
 from glmcpu.formats import Weight
 from glmcpu.kernels import activations, attention, norms, rotary, threads
 from glmcpu.simd import isa, kernel
+from glmcpu.simd.program import Program
 
 Floats = NDArray[np.float32]
 
 
 class Backend:
-    """Kernels on `threads` threads (default: one for each physical core), one call at a time in a process."""
+    """Kernels on `threads` threads (default: one for each physical core), one call at a time in a process.
 
-    def __init__(self, wanted: int | None = None) -> None:
+    Operations are written down, not done: `finish` runs them all, in one parallel region. Arrays they return are empty
+    until then.
+    """
+
+    def __init__(self, wanted: int | None = None, cache: str | None = None) -> None:
+        self._cache = cache
         self.threads = threads.set_threads(wanted)
+        self._program = Program(self.threads)
+        self._kept: WeakKeyDictionary[KVCache, dict[Any, _Kept]] = WeakKeyDictionary()
 
     def is_compiled(self, formats: Mapping[str, str]) -> bool:
         """Whether the kernels are kept in the private folder of simd/kernel.py."""
-        return kernel.compiled_before("attention", *("f32" if name == "f16" else name for name in formats.values()))
+        return kernel.compiled_before("attention", *formats.values())
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Waits for the kernels of other threads; Numba keeps the number of threads for each caller's thread."""
         with kernel.entry:
             threads.set_threads(self.threads)
-            yield
+            try:
+                yield
+                self._program.finish()
+            finally:
+                self._program.clear()
+
+    def finish(self) -> None:
+        """Runs what was written down."""
+        self._program.finish()
+
+    def repeat(self, batch: Batch, compute: Callable[[Batch], Floats]) -> Floats:
+        """Writes the operations down once for each shape, and then only runs them.
+
+        What was written down is kept as long as the first sequence's cache, and one set of sequences at a time.
+        """
+        caches = tuple(id(segment.cache) for segment in batch.segments)
+        shape = caches, tuple(segment.end for segment in batch.segments)
+        kept = self._kept.setdefault(batch.segments[0].cache, {})
+        if shape not in kept:
+            if any(others != caches for others, _ in kept):
+                kept.clear()
+            self._program.finish()
+            written, self._program = self._program, Program(self.threads)
+            try:
+                out = compute(batch)
+                kept[shape] = _Kept(self._program, self._program.prepare(), _inputs(batch), out)
+            finally:
+                self._program = written
+        return kept[shape].run(_inputs(batch))
 
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
-        """float16 beside quantized weights."""
-        return KVCache(L, H, D, capacity, dtype_beside(formats))
+        """Of the kind asked for, or float16 beside quantized weights."""
+        return KVCache(L, H, D, capacity, self._cache or kind_beside(formats))
 
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
         """Rows of the embedding table."""
@@ -45,36 +84,58 @@ class Backend:
 
     def linear(self, x: Floats, weight: Weight) -> Floats:
         """The format's own matrix product."""
-        out = np.empty((len(x), weight.O), np.float32)
-        formats.load(weight.format).matmul(out, x, weight.arrays, weight.bias)
+        out = self._program.empty(len(x), weight.O)
+        formats.load(weight.format).matmul(self._program, out, x, weight.arrays, weight.bias)
         return out
 
     def layer_norm(self, x: Floats, scale: Floats, shift: Floats, epsilon: float) -> Floats:
         """kernels/norms.py"""
-        return norms.layer_norm(x, scale, shift, epsilon)
+        return norms.layer_norm(self._program, x, scale, shift, epsilon)
 
     def gelu(self, x: Floats) -> Floats:
         """kernels/activations.py, in place."""
-        return activations.gelu(x)
+        return activations.gelu(self._program, x)
 
     def scale_add(self, h: Floats, alpha: float, y: Floats) -> Floats:
         """kernels/activations.py, over y."""
-        return activations.scale_add(h, alpha, y)
+        return activations.scale_add(self._program, h, alpha, y)
 
     def split_rotate(self, qkv: Floats, cos: Floats, sin: Floats, heads: int, parts: int) -> Floats:
         """kernels/rotary.py"""
-        return rotary.split_rotate(qkv, cos, sin, heads, parts)
+        return rotary.split_rotate(self._program, qkv, cos, sin, heads, parts)
 
     def attend(self, qkv: Floats, layer: int, segments: Sequence[Segment], D: int) -> Floats:
         """kernels/attention.py, sequence by sequence."""
         q, k, v = qkv
-        out = np.empty((q.shape[0], q.shape[1] * D), np.float32)
+        out = self._program.empty(q.shape[0], q.shape[1] * D)
         for segment in segments:
-            here, cache = slice(segment.begin, segment.end), segment.cache
-            keys, values = cache.keys[layer], cache.values[layer]
-            attention.append(keys, values, k[here], v[here], cache.length)
-            attention.attend(out[here], q[here], keys, values, segment.visible)
+            here, cache = slice(segment.begin, segment.end), segment.cache.layer(layer)
+            attention.append(self._program, cache, k[here], v[here], segment.places)
+            attention.attend(self._program, out[here], q[here], cache, segment.visible)
         return out
+
+
+def _inputs(batch: Batch) -> list[NDArray[Any]]:
+    """The arrays that operations read, without the caches."""
+    places = [array for segment in batch.segments for array in (segment.places, segment.visible)]
+    return [batch.x, batch.cos, batch.sin, *places]
+
+
+@dataclass
+class _Kept:
+    """Operations of a whole forward: what runs them, what they read and what they write."""
+
+    program: Program
+    again: Callable[[], None]
+    inputs: list[NDArray[Any]]
+    out: Floats
+
+    def run(self, inputs: list[NDArray[Any]]) -> Floats:
+        """The result for other inputs of the same shapes."""
+        for mine, other in zip(self.inputs, inputs, strict=True):
+            mine[:] = other
+        self.again()
+        return self.out.copy()
 
 
 def machine() -> dict[str, Any]:

@@ -4,13 +4,14 @@ It is the definition the fast kernels are tested against: no tiles, no quantized
 float32 at each use. Exact and slow; memory stays small, since nothing unpacked is kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmcpu import formats
+from glmcpu.backends import Batch
 from glmcpu.cache import KVCache, Segment
 from glmcpu.formats import Weight
 
@@ -20,7 +21,7 @@ Floats = NDArray[np.float32]
 class Backend:
     """Plain NumPy, on as many threads as NumPy likes."""
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, cache: str | None = None) -> None:
         pass
 
     def is_compiled(self, formats: Mapping[str, str]) -> bool:
@@ -31,9 +32,16 @@ class Backend:
         """NumPy needs no protection."""
         return nullcontext()
 
+    def repeat(self, batch: Batch, compute: Callable[[Batch], Floats]) -> Floats:
+        """Computes it anew."""
+        return compute(batch)
+
+    def finish(self) -> None:
+        """Everything is done when it is asked for."""
+
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
         """Always float32."""
-        return KVCache(L, H, D, capacity, np.float32)
+        return KVCache(L, H, D, capacity, "f32")
 
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
         """Rows of the embedding table."""
@@ -86,7 +94,7 @@ class Backend:
         out = np.empty((q.shape[0], q.shape[1] * D), np.float32)
         for segment in segments:
             here, cache = slice(segment.begin, segment.end), segment.cache
-            keys, values = _append(cache, layer, k[here], v[here])
+            keys, values = _append(cache, layer, k[here], v[here], segment.places)
             scores = np.einsum("thd,shd->hts", q[here], keys) / np.sqrt(np.float32(D))
             hidden = np.arange(len(keys)) >= segment.visible[:, None]
             scores = np.where(hidden, np.float32(-np.inf), scores)
@@ -96,12 +104,11 @@ class Backend:
         return out
 
 
-def _append(cache: KVCache, layer: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
+def _append(cache: KVCache, layer: int, k: Floats, v: Floats, places: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Writes t new positions (t, H, D) and returns all positions of the layer, (S, H, D) each."""
-    before, after = cache.length, cache.length + len(k)
-    where = np.arange(before, after)
-    cache.keys[layer][:, where // 16, : k.shape[2], where % 16] = k.transpose(0, 1, 2)
-    cache.values[layer][:, before:after, : k.shape[2]] = v.transpose(1, 0, 2)
+    D, after = k.shape[2], places[-1] + 1
+    cache.keys[layer][:, places // 16, :D, places % 16] = k
+    cache.values[layer][:, places, :D] = v.transpose(1, 0, 2)
     keys = cache.keys[layer].transpose(1, 3, 0, 2).reshape(-1, k.shape[1], cache.keys.shape[3])
     values = cache.values[layer].transpose(1, 0, 2)
-    return keys[:after, :, : k.shape[2]], values[:after, :, : k.shape[2]]
+    return keys[:after, :, :D], values[:after, :, :D]

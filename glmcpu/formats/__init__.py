@@ -40,9 +40,14 @@ class Format(Protocol):
         """Rows `ids` as (n, I) float32: the plain NumPy definition of what the stored bytes mean."""
 
     def matmul(
-        self, out: NDArray[np.float32], x: NDArray[np.float32], arrays: Arrays, bias: NDArray[np.float32]
+        self,
+        program: Any,
+        out: NDArray[np.float32],
+        x: NDArray[np.float32],
+        arrays: Arrays,
+        bias: NDArray[np.float32],
     ) -> None:
-        """out (T, O) = x (T, I) @ weight.T + bias (O,), all float32 and C-contiguous."""
+        """Adds out (T, O) = x (T, I) @ weight.T + bias (O,), all float32 and C-contiguous, to a simd.program."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from glmcpu.formats import f32
 from glmcpu.formats._blocks import ROWS, blocks, lane_rows
+from glmcpu.simd.operation import floats, halves, operation
+from glmcpu.simd.program import Program
 
 BITS_PER_WEIGHT = 16.0
 EXACT = True
@@ -30,6 +32,13 @@ def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
     return lane_rows(arrays["values"], ids).astype(np.float32)
 
 
-def matmul(out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]) -> None:
+def matmul(
+    program: Program, out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]
+) -> None:
     """out (T, O) = x (T, I) @ weight.T + bias."""
-    f32.matmul_values(out, x, arrays["values"].view(np.uint16), bias)
+    f32.add_matmul(program, _matmul_f16, out, x, arrays["values"], bias)
+
+
+@operation
+def _matmul_f16(a, worker, begin, end):
+    f32.matmul_range(a[4], begin, end, floats(a, 0), floats(a, 1), halves(a, 2), floats(a, 3), a[5], a[6])

@@ -9,14 +9,15 @@ fused multiply-add at a time, so a result depends neither on the number of threa
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from glmcpu.formats._blocks import ROWS, blocks, lane_rows, pad
-from glmcpu.kernels.threads import threads
+from glmcpu.formats._tiles import grain, tiled
 from glmcpu.simd.kernel import kernel
-from glmcpu.simd.tile import TILE, tile_fma, tile_store, zeros
-from glmcpu.simd.vector import load, load_part, splat
+from glmcpu.simd.operation import Operation, floats, operation
+from glmcpu.simd.program import Program
+from glmcpu.simd.tile import tile_fma, tile_store
+from glmcpu.simd.vector import load, load_part, prefetch, splat
 
 BITS_PER_WEIGHT = 32.0
 EXACT = True
@@ -38,42 +39,41 @@ def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
     return lane_rows(arrays["values"], ids).astype(np.float32)
 
 
-def matmul(out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]) -> None:
-    """out (T, O) = x (T, I) @ weight.T + bias."""
-    matmul_values(out, x, arrays["values"], bias)
-
-
-def matmul_values(
-    out: NDArray[np.float32], x: NDArray[np.float32], values: NDArray[Any], bias: NDArray[np.float32]
+def matmul(
+    program: Program, out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]
 ) -> None:
-    """The same for values (blocks, I, 16) in f32, or in f16 seen as uint16."""
+    """out (T, O) = x (T, I) @ weight.T + bias."""
+    add_matmul(program, _matmul_f32, out, x, arrays["values"], bias)
+
+
+def add_matmul(
+    program: Program,
+    operation: Operation,
+    out: NDArray[np.float32],
+    x: NDArray[np.float32],
+    values: NDArray[Any],
+    bias: NDArray[np.float32],
+) -> None:
+    """The same for values (blocks, I, 16) that `operation` can read."""
     T, I = x.shape
-    _matmul_parallel(out.reshape(-1), x.reshape(-1), values.reshape(-1), bias, T, I, out.shape[1], threads())
+    O = out.shape[1]
+    program.add(operation, blocks(O), grain(I * ROWS * values.itemsize), out, x, values, bias, T, I, O)
 
 
 @kernel()
-def _matmul_block(out, x, values, bias, zero, t, b, I, O):
+def _block(zero, t, b, ahead, out, x, values, bias, I, O):
     """out[t:t+n, block b], n = the size of the tile `zero`."""
     acc, at = zero, b * I * 16
     for i in range(I):
+        prefetch(values, at + 16 * i + ahead // 4)
         acc = tile_fma(acc, load(values, at + 16 * i), x, t * I + i, I)
     n = min(O - b * 16, 16)
     tile_store(out, t * O + b * 16, O, acc, splat(np.float32(1)), load_part(bias, b * 16, n), n)
 
 
-@kernel()
-def _matmul_range(out, x, values, bias, T, I, O, begin, end):
-    """Blocks begin..end for all T tokens, on one thread."""
-    for b in range(begin, end):
-        whole = T // TILE * TILE
-        for t in range(0, whole, TILE):
-            _matmul_block(out, x, values, bias, zeros(TILE), t, b, I, O)
-        for t in range(whole, T):
-            _matmul_block(out, x, values, bias, zeros(1), t, b, I, O)
+matmul_range = tiled(_block)
 
 
-@kernel(parallel=True)
-def _matmul_parallel(out, x, values, bias, T, I, O, workers):
-    count = (O + 15) // 16
-    for w in prange(workers):
-        _matmul_range(out, x, values, bias, T, I, O, count * w // workers, count * (w + 1) // workers)
+@operation
+def _matmul_f32(a, worker, begin, end):
+    matmul_range(a[4], begin, end, floats(a, 0), floats(a, 1), floats(a, 2), floats(a, 3), a[5], a[6])

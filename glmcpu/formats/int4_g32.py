@@ -16,10 +16,12 @@ from numba import prange
 from numpy.typing import NDArray
 
 from glmcpu.formats._blocks import GROUP, ROWS, blocks, groups, lane_rows, nibble_rows, pad, place_nibbles
+from glmcpu.formats._tiles import grain, tiled
 from glmcpu.kernels.quantize_rows import quantize_rows
-from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
-from glmcpu.simd.tile import TILE, tile_dot_nibbles, tile_offsets, tile_scaled, tile_store, zeros
+from glmcpu.simd.operation import floats, halves, int32s, operation, signed_bytes, unsigned_bytes
+from glmcpu.simd.program import Program
+from glmcpu.simd.tile import tile_dot_nibbles, tile_offsets, tile_scaled, tile_store
 from glmcpu.simd.vector import (
     float_of_half,
     fma,
@@ -30,6 +32,7 @@ from glmcpu.simd.vector import (
     load_part,
     low_nibbles,
     mul,
+    prefetch,
     reduce_add,
     round_within,
     splat,
@@ -65,12 +68,13 @@ def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
     return nibble_rows(arrays["codes"], ids, I) * np.repeat(scales, GROUP, axis=1)[:, :I]
 
 
-def matmul(out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]) -> None:
+def matmul(
+    program: Program, out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]
+) -> None:
     """out (T, O) = x (T, I) @ weight.T + bias, x quantized to int8 by groups of 32."""
-    x_codes, x_scales, x_sums = quantize_rows(x)
-    T, G = x_scales.shape
-    flat = [a.reshape(-1) for a in (arrays["codes"], arrays["scales"].view(np.uint16), x_codes, x_scales, x_sums)]
-    _matmul_parallel(out.reshape(-1), *flat, bias, T, G, out.shape[1], threads())
+    quantized, G, O = quantize_rows(program, x), groups(x.shape[1]), out.shape[1]
+    arguments = (out, arrays["codes"], arrays["scales"], *quantized, bias, len(x), G, O)
+    program.add(_matmul, blocks(O), grain(G * GROUP * ROWS // 2), *arguments)
 
 
 # The group's largest weight divided by each of these is tried as the scale.
@@ -126,13 +130,14 @@ def _pack_parallel(codes, scales, weight, given):
 
 
 @kernel()
-def _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zero, t, b, G, O):
+def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_sums, bias, G, O):
     """out[t:t+n, block b], n = the size of the tile `zero`."""
     acc, at = zero, b * G * 256
     for g in range(G):
         group = t * G + g
         ints = tile_offsets(zero, np.int32(-8), x_sums, group, G)
         for j in range(4):
+            prefetch(codes, at + 64 * j + ahead)
             both, x_at = load_bytes(codes, at + 64 * j), group * 32 + 8 * j
             ints = tile_dot_nibbles(ints, low_nibbles(both), x_codes, x_at, G * 32)
             ints = tile_dot_nibbles(ints, high_nibbles(both), x_codes, x_at + 4, G * 32)
@@ -142,20 +147,11 @@ def _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zero, t, 
     tile_store(out, t * O + b * 16, O, acc, splat(np.float32(1)), load_part(bias, b * 16, n), n)
 
 
-@kernel()
-def _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end):
-    """Blocks begin..end for all T tokens, on one thread."""
-    for b in range(begin, end):
-        whole = T // TILE * TILE
-        for t in range(0, whole, TILE):
-            _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zeros(TILE), t, b, G, O)
-        for t in range(whole, T):
-            _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zeros(1), t, b, G, O)
+_matmul_range = tiled(_block)
 
 
-@kernel(parallel=True)
-def _matmul_parallel(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, workers):
-    count = (O + 15) // 16
-    for w in prange(workers):
-        begin, end = count * w // workers, count * (w + 1) // workers
-        _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end)
+@operation
+def _matmul(a, worker, begin, end):
+    x_codes, x_scales, x_sums = signed_bytes(a, 3), floats(a, 4), int32s(a, 5)
+    weight = unsigned_bytes(a, 1), halves(a, 2)
+    _matmul_range(a[7], begin, end, floats(a, 0), *weight, x_codes, x_scales, x_sums, floats(a, 6), a[8], a[9])

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from glmcpu.formats._blocks import GROUP, ROWS, blocks, groups, lane_rows, pad, place_bytes
 from glmcpu.formats._official import quantize_row, row_scales
+from glmcpu.formats._tiles import grain, tiled
 from glmcpu.kernels.quantize_rows import quantize_rows
-from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
-from glmcpu.simd.tile import OFFSET, TILE, tile_dot_bytes, tile_offsets, tile_scaled, tile_store, zeros
-from glmcpu.simd.vector import load, load_bytes, load_part, splat
+from glmcpu.simd.operation import floats, int32s, operation, signed_bytes
+from glmcpu.simd.program import Program
+from glmcpu.simd.tile import OFFSET, tile_dot_bytes, tile_offsets, tile_scaled, tile_store
+from glmcpu.simd.vector import load, load_bytes, load_part, prefetch, splat
 
 BITS_PER_WEIGHT = 8.0
 EXACT = False
@@ -48,12 +50,13 @@ def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
     return codes.astype(np.float32) * lane_rows(arrays["scales"], ids)
 
 
-def matmul(out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]) -> None:
+def matmul(
+    program: Program, out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]
+) -> None:
     """out (T, O) = x (T, I) @ weight.T + bias, x quantized to int8 by groups of 32."""
-    x_codes, x_scales, x_sums = quantize_rows(x)
-    T, G = x_scales.shape
-    flat = [a.reshape(-1) for a in (arrays["codes"], arrays["scales"], x_codes, x_scales, x_sums)]
-    _matmul_parallel(out.reshape(-1), *flat, bias, T, G, out.shape[1], threads())
+    quantized, G, O = quantize_rows(program, x), groups(x.shape[1]), out.shape[1]
+    arguments = (out, arrays["codes"], arrays["scales"], *quantized, bias, len(x), G, O)
+    program.add(_matmul, blocks(O), grain(G * GROUP * ROWS), *arguments)
 
 
 @kernel(parallel=True)
@@ -66,13 +69,14 @@ def _pack_parallel(codes, scales, weight, half):
 
 
 @kernel()
-def _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zero, t, b, G, O):
+def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_sums, bias, G, O):
     """out[t:t+n, block b], n = the size of the tile `zero`."""
     acc, one, at = zero, splat(np.float32(1)), b * G * 512
     for g in range(G):
         group = t * G + g
         ints = tile_offsets(zero, np.int32(-OFFSET), x_sums, group, G)
         for j in range(8):
+            prefetch(codes, at + 64 * j + ahead)
             ints = tile_dot_bytes(ints, load_bytes(codes, at + 64 * j), x_codes, group * 32 + 4 * j, G * 32)
         at += 512
         acc = tile_scaled(acc, ints, one, x_scales, group, G)
@@ -80,20 +84,11 @@ def _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zero, t, 
     tile_store(out, t * O + b * 16, O, acc, load(scales, b * 16), load_part(bias, b * 16, n), n)
 
 
-@kernel()
-def _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end):
-    """Blocks begin..end for all T tokens, on one thread."""
-    for b in range(begin, end):
-        whole = T // TILE * TILE
-        for t in range(0, whole, TILE):
-            _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zeros(TILE), t, b, G, O)
-        for t in range(whole, T):
-            _matmul_block(out, codes, scales, x_codes, x_scales, x_sums, bias, zeros(1), t, b, G, O)
+_matmul_range = tiled(_block)
 
 
-@kernel(parallel=True)
-def _matmul_parallel(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, workers):
-    count = (O + 15) // 16
-    for w in prange(workers):
-        begin, end = count * w // workers, count * (w + 1) // workers
-        _matmul_range(out, codes, scales, x_codes, x_scales, x_sums, bias, T, G, O, begin, end)
+@operation
+def _matmul(a, worker, begin, end):
+    x_codes, x_scales, x_sums = signed_bytes(a, 3), floats(a, 4), int32s(a, 5)
+    weight = signed_bytes(a, 1), floats(a, 2)
+    _matmul_range(a[7], begin, end, floats(a, 0), *weight, x_codes, x_scales, x_sums, floats(a, 6), a[8], a[9])

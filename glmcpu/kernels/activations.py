@@ -1,36 +1,39 @@
 """The elementwise parts of a block: GELU, and the residual of ChatGLM-6B."""
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
+from glmcpu.simd.operation import floats, number, operation
+from glmcpu.simd.program import Program
 from glmcpu.simd.vector import add, div, exp, fma, load_part, mul, splat, store_part
 
-_SHARED = 1 << 16  # fewer numbers than this are done sooner by one thread than shared out
+_GRAIN = 1 << 13  # numbers worth a chunk
 
 
-def gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def gelu(program: Program, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """GELU in its tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in place; returns x.
 
     Computed as x / (1 + exp(-2 u)), which is the same function with one exponential.
     """
-    if x.size < _SHARED:
-        _gelu_range(x.reshape(-1), 0, x.size)
-    else:
-        _gelu_parallel(x.reshape(-1), x.size, threads())
+    program.add(_gelu, x.size, _GRAIN, x)
     return x
 
 
-def scale_add(h: NDArray[np.float32], alpha: float, y: NDArray[np.float32]) -> NDArray[np.float32]:
+def scale_add(program: Program, h: NDArray[np.float32], alpha: float, y: NDArray[np.float32]) -> NDArray[np.float32]:
     """alpha * h + y, all (T, C), written over y; returns y."""
-    arguments = (y.reshape(-1), h.reshape(-1), np.float32(alpha))
-    if h.size < _SHARED:
-        _scale_add_range(*arguments, 0, h.size)
-    else:
-        _scale_add_parallel(*arguments, h.size, threads())
+    program.add(_scale_add, h.size, _GRAIN, y, h, alpha)
     return y
+
+
+@operation
+def _gelu(a, worker, begin, end):
+    _gelu_range(floats(a, 0), begin, end)
+
+
+@operation
+def _scale_add(a, worker, begin, end):
+    _scale_add_range(floats(a, 0), floats(a, 1), number(a, 2), begin, end)
 
 
 @kernel()
@@ -43,21 +46,9 @@ def _gelu_range(x, begin, end):
         store_part(x, i, div(v, add(one, exp(u))), end - i)
 
 
-@kernel(parallel=True)
-def _gelu_parallel(x, size, workers):
-    for w in prange(workers):
-        _gelu_range(x, size * w // workers, size * (w + 1) // workers)
-
-
 @kernel()
 def _scale_add_range(y, h, alpha, begin, end):
     factor = splat(alpha)
     for i in range(begin, end, 16):
         n = end - i
         store_part(y, i, fma(load_part(h, i, n), factor, load_part(y, i, n)), n)
-
-
-@kernel(parallel=True)
-def _scale_add_parallel(y, h, alpha, size, workers):
-    for w in prange(workers):
-        _scale_add_range(y, h, alpha, size * w // workers, size * (w + 1) // workers)

@@ -1,26 +1,27 @@
 """Layer norm: (x - mean) / sqrt(variance + epsilon) * scale + shift, one token at a time."""
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
+from glmcpu.simd.operation import floats, number, operation
+from glmcpu.simd.program import Program
 from glmcpu.simd.vector import add, first, fma, load_part, mul, reduce_add, splat, store_part, sub
 
 
 def layer_norm(
-    x: NDArray[np.float32], scale: NDArray[np.float32], shift: NDArray[np.float32], epsilon: float
+    program: Program, x: NDArray[np.float32], scale: NDArray[np.float32], shift: NDArray[np.float32], epsilon: float
 ) -> NDArray[np.float32]:
     """x (T, C) normed over C with biased variance (Ba et al. 2016), times scale (C,) plus shift (C,)."""
     T, C = x.shape
-    out = np.empty_like(x)
-    arguments = (out.reshape(-1), x.reshape(-1), scale, shift, np.float32(epsilon), C)
-    if T < 4:  # too little to share
-        _layer_norm_range(*arguments, 0, T)
-    else:
-        _layer_norm_parallel(*arguments, T, min(threads(), T))
+    out = program.empty(T, C)
+    program.add(_layer_norm, T, 4, out, x, scale, shift, epsilon, C)
     return out
+
+
+@operation
+def _layer_norm(a, worker, begin, end):
+    _layer_norm_range(floats(a, 0), floats(a, 1), floats(a, 2), floats(a, 3), number(a, 4), a[5], begin, end)
 
 
 @kernel()
@@ -41,9 +42,3 @@ def _layer_norm_range(out, x, scale, shift, epsilon, C, begin, end):
             n = C - c
             normed = mul(sub(load_part(x, t * C + c, n), mean), inverse)
             store_part(out, t * C + c, fma(normed, load_part(scale, c, n), load_part(shift, c, n)), n)
-
-
-@kernel(parallel=True)
-def _layer_norm_parallel(out, x, scale, shift, epsilon, C, T, workers):
-    for w in prange(workers):
-        _layer_norm_range(out, x, scale, shift, epsilon, C, T * w // workers, T * (w + 1) // workers)

@@ -5,15 +5,20 @@ position in the answer). Inside a part of width d, entries i and i + d/2 are one
 """
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from glmcpu.kernels.threads import threads
 from glmcpu.simd.kernel import kernel
+from glmcpu.simd.operation import floats, operation
+from glmcpu.simd.program import Program
 
 
 def split_rotate(
-    qkv: NDArray[np.float32], cos: NDArray[np.float32], sin: NDArray[np.float32], heads: int, parts: int
+    program: Program,
+    qkv: NDArray[np.float32],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    heads: int,
+    parts: int,
 ) -> NDArray[np.float32]:
     """q, k and v of qkv (T, H*3*D), which is laid out head by head as [q_h | k_h | v_h].
 
@@ -23,35 +28,36 @@ def split_rotate(
     T = len(qkv)
     D = qkv.shape[1] // (3 * heads)
     P = -(-D // 16) * 16
-    out = np.zeros((3, T, heads, P), np.float32) if P != D else np.empty((3, T, heads, P), np.float32)
-    arguments = (out, qkv.reshape(T, heads, 3, D), cos, sin, parts)
-    if T < 4:  # too little to share
-        _split_rotate_range(*arguments, 0, T)
-    else:
-        _split_rotate_parallel(*arguments, min(threads(), T))
+    out = program.empty(3, T, heads, P)
+    program.add(_split_rotate, T * heads, 16, out, qkv, cos, sin, T, heads, D, P, parts)
     return out
 
 
+@operation
+def _split_rotate(a, worker, begin, end):
+    _split_rotate_range(
+        floats(a, 0), floats(a, 1), floats(a, 2), floats(a, 3), a[4], a[5], a[6], a[7], a[8], begin, end
+    )
+
+
 @kernel()
-def _split_rotate_range(out, qkv, cos, sin, parts, begin, end):
-    H, D = qkv.shape[1], qkv.shape[3]
+def _split_rotate_range(out, qkv, cos, sin, T, H, D, P, parts, begin, end):
+    """Heads begin..end of the T * H there are."""
     half = D // (2 * parts)
-    for t in range(begin, end):
-        for h in range(H):
-            out[2, t, h, :D] = qkv[t, h, 2]
-            for which in range(2):
-                x, y = qkv[t, h, which], out[which, t, h]
-                for part in range(parts):
-                    at = part * 2 * half
-                    for i in range(half):
-                        c, s = cos[t, part * half + i], sin[t, part * half + i]
-                        a, b = x[at + i], x[at + half + i]
-                        y[at + i] = a * c - b * s
-                        y[at + half + i] = b * c + a * s
-
-
-@kernel(parallel=True)
-def _split_rotate_parallel(out, qkv, cos, sin, parts, workers):
-    T = qkv.shape[0]
-    for w in prange(workers):
-        _split_rotate_range(out, qkv, cos, sin, parts, T * w // workers, T * (w + 1) // workers)
+    for head in range(begin, end):
+        t = head // H
+        for which in range(3):
+            x, y = head * 3 * D + which * D, (which * T * H + head) * P
+            for i in range(D, P):
+                out[y + i] = 0
+            if which == 2:
+                for i in range(D):
+                    out[y + i] = qkv[x + i]
+                continue
+            for part in range(parts):
+                at, turn = part * 2 * half, t * (D // 2) + part * half
+                for i in range(half):
+                    c, s = cos[turn + i], sin[turn + i]
+                    a, b = qkv[x + at + i], qkv[x + at + half + i]
+                    out[y + at + i] = a * c - b * s
+                    out[y + at + half + i] = b * c + a * s

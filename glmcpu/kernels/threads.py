@@ -10,6 +10,8 @@ import numba
 
 from glmcpu.errors import UsageError, printable
 
+_SPINS = "1000"
+
 
 def set_threads(n: int | None) -> int:
     """Uses n threads from now on, or one for each physical core; returns the number.
@@ -21,10 +23,8 @@ def set_threads(n: int | None) -> int:
         n = default_threads()
     if not 1 <= n <= most:
         raise UsageError(f"--threads {n}: this machine runs 1 to {most} threads")
-    try:
-        numba.set_num_threads(n)
-    except ValueError as error:
-        raise _not_started(error) from error
+    _start()
+    numba.set_num_threads(n)
     return n
 
 
@@ -40,14 +40,28 @@ def threads() -> int:
 
 def threading_layer() -> str:
     """The threading layer in use: omp, tbb or workqueue. Starts it if no kernel has run yet."""
+    _start()
+    return str(numba.threading_layer())
+
+
+@cache
+def _start() -> None:
+    """Starts Numba's threads.
+
+    GNU OpenMP reads GOMP_SPINCOUNT when it is loaded. By default a thread at the end of a parallel region turns for
+    milliseconds before it sleeps; where another program has taken a core, that is the core the last thread needs.
+    """
+    from numba.np.ufunc.parallel import _launch_threads
+
+    before = os.environ.get("GOMP_SPINCOUNT")
+    os.environ["GOMP_SPINCOUNT"] = before or _SPINS
     try:
-        return str(numba.threading_layer())
-    except ValueError:
-        try:
-            numba.np.ufunc.parallel._launch_threads()
-        except ValueError as error:
-            raise _not_started(error) from error
-        return str(numba.threading_layer())
+        _launch_threads()
+    except ValueError as error:
+        raise _not_started(error) from error
+    finally:
+        if before is None:
+            del os.environ["GOMP_SPINCOUNT"]
 
 
 def _not_started(error: ValueError) -> UsageError:

@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmcpu import limits
-from glmcpu.backends import Backend, Floats
-from glmcpu.cache import KVCache, Segment, bytes_for, dtype_beside
+from glmcpu.backends import Backend, Batch, Floats
+from glmcpu.cache import KVCache, Segment, bytes_for, kind_beside
 from glmcpu.errors import DataError
 from glmcpu.formats import Weight
 from glmcpu.models import Observer, Part, Store
 
 # sqrt(2 * layers) with the official 28 in every size: the model class does not pass its layer count on to the blocks.
 ALPHA = 7.483314773547883
+
+_FEW = 16  # tokens of a forward that is worth writing down: the steps of an answer, not a prompt
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,10 @@ def vectors(config: Config) -> dict[str, int]:
     return lengths
 
 
-def cache_bytes(config: Config, formats: Mapping[str, str], context: int) -> int:
-    """Memory of a full cache beside weights in these formats."""
+def cache_bytes(config: Config, formats: Mapping[str, str], context: int, cache: str | None = None) -> int:
+    """Memory of a full cache of that kind, by default of the one that goes with weights in these formats."""
     D = config.channels // config.heads
-    return bytes_for(config.layers, config.heads, D, context, dtype_beside(formats))
+    return bytes_for(config.layers, config.heads, D, context, cache or kind_beside(formats))
 
 
 @dataclass(frozen=True)
@@ -164,32 +166,48 @@ class ChatGLM:
         """
         ids, positions, segments = self._lay_out(parts)
         with self._backend.exclusive():
-            c = self.config
-            cos, sin = rotary_tables(positions, c.channels // c.heads)
-            x = self._backend.rows(self._embedding, ids)  # (T, C)
-            for n, layer in enumerate(self._layers):
+            cos, sin = rotary_tables(positions, self.config.channels // self.config.heads)
+            batch = Batch(self._backend.rows(self._embedding, ids), cos, sin, segments)
+            if len(ids) <= _FEW and after_layer is None and (every or len(ids) == len(parts)):
+                scores = self._backend.repeat(batch, lambda batch: self._scores(self._blocks(batch)))
+            else:
+                x = self._blocks(batch, after_layer)
+                self._backend.finish()
                 if after_layer:
-                    after_layer(n, x)
-                x = self._block(x, n, layer, cos, sin, segments)
-            if after_layer:
-                after_layer(len(self._layers), x)
-            for segment in segments:
-                segment.cache.length += segment.end - segment.begin
-            if not every:
-                x = np.ascontiguousarray(x[[segment.end - 1 for segment in segments]])
-            x = self._backend.layer_norm(x, self._final_norm.scale, self._final_norm.shift, c.epsilon)
-            return self._backend.linear(x, self._lm_head)
+                    after_layer(len(self._layers), x)
+                if not every:
+                    x = np.ascontiguousarray(x[[segment.end - 1 for segment in segments]])
+                scores = self._scores(x)
+                self._backend.finish()
+        for segment in segments:
+            segment.cache.length += segment.end - segment.begin
+        return scores
 
-    def _block(self, x: Floats, n: int, w: _Layer, cos: Floats, sin: Floats, segments: Sequence[Segment]) -> Floats:
+    def _blocks(self, batch: Batch, after_layer: Observer | None = None) -> Floats:
+        """The residual (T, C) after all layers."""
+        x = batch.x
+        for n, layer in enumerate(self._layers):
+            if after_layer:
+                self._backend.finish()
+                after_layer(n, x)
+            x = self._block(x, n, layer, batch)
+        return x
+
+    def _scores(self, x: Floats) -> Floats:
+        x = self._backend.layer_norm(x, self._final_norm.scale, self._final_norm.shift, self.config.epsilon)
+        return self._backend.linear(x, self._lm_head)
+
+    def _block(self, x: Floats, n: int, w: _Layer, batch: Batch) -> Floats:
         h = self._backend.layer_norm(x, w.attention_norm.scale, w.attention_norm.shift, self.config.epsilon)
-        x = self._backend.scale_add(h, ALPHA, self._attention(h, n, w, cos, sin, segments))
+        x = self._backend.scale_add(h, ALPHA, self._attention(h, n, w, batch))
         h = self._backend.layer_norm(x, w.mlp_norm.scale, w.mlp_norm.shift, self.config.epsilon)
         return self._backend.scale_add(h, ALPHA, self._mlp(h, w))
 
-    def _attention(self, h: Floats, n: int, w: _Layer, cos: Floats, sin: Floats, segments: Sequence[Segment]) -> Floats:
+    def _attention(self, h: Floats, n: int, w: _Layer, batch: Batch) -> Floats:
         c, backend = self.config, self._backend
-        qkv = backend.split_rotate(backend.linear(h, w.qkv), cos, sin, c.heads, c.rotary_parts)  # (3, T, H, P)
-        return backend.linear(backend.attend(qkv, n, segments, c.channels // c.heads), w.attention_out)
+        qkv = backend.linear(h, w.qkv)
+        qkv = backend.split_rotate(qkv, batch.cos, batch.sin, c.heads, c.rotary_parts)  # (3, T, H, P)
+        return backend.linear(backend.attend(qkv, n, batch.segments, c.channels // c.heads), w.attention_out)
 
     def _mlp(self, h: Floats, w: _Layer) -> Floats:
         return self._backend.linear(self._backend.gelu(self._backend.linear(h, w.mlp_up)), w.mlp_down)
@@ -202,7 +220,8 @@ class ChatGLM:
             begin = part.cache.length
             where, visible = plan(part.ids, begin, self.config)
             self._check(part)
-            segments.append(Segment(len(ids), len(ids) + len(visible), visible, part.cache))
+            places = np.arange(begin, len(part.ids))
+            segments.append(Segment(len(ids), len(ids) + len(visible), places, visible, part.cache))
             ids.extend(part.ids[begin:])
             positions.append(where)
         return np.array(ids, np.int64), np.concatenate(positions), segments

@@ -73,7 +73,10 @@ def emit_store(builder: ir.IRBuilder, pointer: ir.Value, value: ir.Value) -> Non
 
 
 def emit_load_f32(builder: ir.IRBuilder, pointer: ir.Value, dtype: Any) -> ir.Value:
-    """16 floats from memory that holds float32 or float16 (as uint16)."""
+    """16 floats from memory that holds float32, float16 (as uint16) or int8."""
+    if dtype == types.int8:
+        codes = emit_load(builder, pointer, ir.VectorType(I8, LANES))
+        return builder.sitofp(builder.sext(codes, ir.VectorType(I32, LANES)), f32x16.ir)
     if dtype == types.uint16:
         return isa.widen(builder, emit_load(builder, pointer, ir.VectorType(I16, LANES)))
     return emit_load(builder, pointer, f32x16.ir)

@@ -40,8 +40,7 @@ def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(parallel=parallel, boundscheck=False, error_model="numpy", nogil=True)(function)
-        if folder() is not None:
-            dispatcher._cache = _KernelCache(function)
+        keep(dispatcher, function)
 
         @functools.wraps(dispatcher, updated=())
         def enter(*arguments: Any) -> Any:
@@ -51,6 +50,12 @@ def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
         return enter if parallel else dispatcher
 
     return decorate
+
+
+def keep(compiled: Any, function: Callable[..., Any]) -> None:
+    """Lets a dispatcher or a C function of `function` keep its machine code in our folder."""
+    if folder() is not None:
+        compiled._cache = _KernelCache(function)
 
 
 @cache
@@ -135,11 +140,16 @@ class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
 class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
     _impl_class = _Implementation
 
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        # Numba adds a hash of what a closure holds, and a kernel's is new in every process; the folder stands for it.
+        return signature, codegen.magic_tuple()
+
     def load_overload(self, signature: Any, target: Any) -> Any:
         with contextlib.suppress(Exception):  # a damaged pickle can raise anything
             compiled = super().load_overload(signature, target)
             # Two processes that compile at once can each put their own code behind the other's index entry.
-            if compiled is None or tuple(compiled.signature.args) == tuple(signature):
+            wanted = getattr(signature, "args", signature)  # a dispatcher asks by arguments, a C function by signature
+            if compiled is None or tuple(compiled.signature.args) == tuple(wanted):
                 return compiled
         with contextlib.suppress(OSError):
             self.flush()  # the entry is dropped and compiled again

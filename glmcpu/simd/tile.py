@@ -8,6 +8,8 @@ of weights serves n tokens, nothing is ever summed across lanes, and a token's r
     acc = tile_fma(acc, w, x, i, stride)           acc[t] += w * x[i + t*stride]
     ints = tile_dot_nibbles(ints, w, x, i, stride) ints[t] += by fours, 64 bytes w * the 4 bytes x[i + t*stride ..]
     acc = tile_scaled(acc, ints, w, x, i, stride)  acc[t] += ints[t] * (w * x[i + t*stride])
+    acc = tile_fma_rows(acc, w, i, stride, x)      acc[t] += w[i + t*stride ..] * x: one token, n vectors
+    acc = tile_load(acc, x, i, stride)             acc[t] = x[i + t*stride ..]
     tile_store(out, i, stride, acc, scale, bias, n)    out[i + t*stride ..] = acc[t] * scale + bias, first n lanes
 """
 
@@ -27,6 +29,7 @@ from glmcpu.simd.emit import (
     bytes64,
     emit_fma,
     emit_load,
+    emit_load_f32,
     emit_masked_store,
     emit_splat,
     emit_store,
@@ -92,6 +95,36 @@ def tile_fma(context: Any, acc: Any, w: Any, x: Any, index: Any, stride: Any) ->
         return acc
 
     return acc(acc, f32x16, x, types.intp, types.intp), emit
+
+
+@intrinsic
+def tile_fma_rows(context: Any, acc: Any, w: Any, index: Any, stride: Any, x: Any) -> Any:
+    """acc[t] += (16 floats of w from index + t*stride on) * x; w as in `load`."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        acc, w, index, stride, x = args
+        pointer, factor = address(context, builder, signature.args[1], w, index), emit_splat(builder, x)
+        for t in range(signature.args[0].n):
+            row = emit_load_f32(builder, _at(builder, pointer, stride, t), signature.args[1].dtype)
+            acc = builder.insert_value(acc, emit_fma(builder, row, factor, builder.extract_value(acc, t)), t)
+        return acc
+
+    return acc(acc, w, types.intp, types.intp, types.float32), emit
+
+
+@intrinsic
+def tile_load(context: Any, like: Any, x: Any, index: Any, stride: Any) -> Any:
+    """tile[t] = 16 floats of x from index + t*stride on, for as many t as `like` has."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        tile, x, index, stride = args
+        pointer = address(context, builder, signature.args[1], x, index)
+        for t in range(signature.args[0].n):
+            row = emit_load_f32(builder, _at(builder, pointer, stride, t), signature.args[1].dtype)
+            tile = builder.insert_value(tile, row, t)
+        return tile
+
+    return like(like, x, types.intp, types.intp), emit
 
 
 def _dot_word(dot: Callable[..., ir.Value], doc: str) -> Any:

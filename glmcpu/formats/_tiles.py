@@ -1,0 +1,45 @@
+"""The loop all matrix products share: blocks of 16 outputs, and for each the tokens in register tiles of 8, 4, 2 and 1.
+
+A format gives the inner part, block(zero, t, b, ahead, *arguments): outputs of block b for the n tokens from t on, n
+being the size of the tile `zero`. One thread's loop goes over its blocks; weights stream from memory once, at the
+first tile of a block, and come from the cache for the others. `ahead` is how far in front of that stream the block
+should prefetch, in bytes: at the ends of pages the CPU's own prefetching stops, which costs a fifth of the speed of
+memory (see benchmarks/LOG.md); it is 0 for the other tiles.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from glmcpu.simd.kernel import kernel
+from glmcpu.simd.tile import TILE, zeros
+
+_AHEAD = 4096
+_CHUNK_BYTES = 1 << 18
+
+
+def tiled(block: Any) -> Callable[..., Any]:
+    """The kernel range_(T, begin, end, *arguments) that does blocks begin..end for T tokens."""
+
+    def matmul_range(T, begin, end, *arguments):
+        for b in range(begin, end):
+            ahead = _AHEAD
+            for t in range(0, T // TILE * TILE, TILE):
+                block(zeros(TILE), t, b, ahead, *arguments)
+                ahead = 0
+            t = T // TILE * TILE
+            if T - t >= 4:
+                block(zeros(4), t, b, ahead, *arguments)
+                t, ahead = t + 4, 0
+            if T - t >= 2:
+                block(zeros(2), t, b, ahead, *arguments)
+                t, ahead = t + 2, 0
+            if T - t >= 1:
+                block(zeros(1), t, b, ahead, *arguments)
+
+    matmul_range.__module__ = block.__module__  # each format keeps its own on disk
+    return kernel()(matmul_range)
+
+
+def grain(block_bytes: int) -> int:
+    """Blocks of so many bytes worth a chunk: long enough for a stream, short enough that no thread waits long."""
+    return max(1, _CHUNK_BYTES // block_bytes)
