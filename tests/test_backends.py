@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glmcpu import backends, formats
-from glmcpu.backends import Backend, cpu, reference
+from glmcpu.backends import Backend, Batch, cpu, reference
 from glmcpu.cache import Segment
 from glmcpu.errors import UsageError
 from glmcpu.formats import Weight
@@ -84,37 +84,58 @@ def test_elementwise_operations_agree() -> None:
 @pytest.mark.parametrize("D", [8, 16])
 def test_several_sequences_attend_in_one_pass_each_to_its_own(D: int, kind: str, tolerance: float) -> None:
     H, lengths, before = 2, (3, 1, 9), (0, 20, 5)
+    ends = np.cumsum(lengths)
     found = {}
     for backend in _both():
         caches = [backend.new_cache(2, H, D, 40, {"m": kind}) for _ in lengths]
         for cache, n in zip(caches, before, strict=True):
             if n:  # what each sequence has seen already
-                backend.attend(_turned(backend, n, H, D), 1, [Segment(0, n, np.arange(n), np.full(n, n), cache)], D)
+                seen = Segment(0, n, np.arange(n), np.full(n, n), cache)
+                backend.attend(*_new(n, H, D, [seen]), H, 2)
                 cache.length = n
-        ends = np.cumsum(lengths)
         segments = [
             Segment(int(end - n), int(end), np.arange(seen, seen + n), np.arange(seen + 1, seen + n + 1), cache)
             for end, n, seen, cache in zip(ends, lengths, before, caches, strict=True)
         ]
-        qkv = _turned(backend, int(ends[-1]), H, D)
-        together = backend.attend(qkv, 1, segments, D)
+        qkv, layer, batch = _new(int(ends[-1]), H, D, segments)
+        together = backend.attend(qkv, layer, batch, H, 2)
         backend.finish()
-        for segment in segments:
-            here = np.ascontiguousarray(qkv[:, segment.begin : segment.end])
-            same = Segment(0, here.shape[1], segment.places, segment.visible, segment.cache)
-            alone = backend.attend(here, 1, [same], D)
+        for s in segments:
+            here, alone = slice(s.begin, s.end), Segment(0, s.end - s.begin, s.places, s.visible, s.cache)
+            own = Batch(batch.x, batch.cos[here], batch.sin[here], [alone])
+            result = backend.attend(qkv[here], layer, own, H, 2)
             backend.finish()
-            np.testing.assert_allclose(alone, together[segment.begin : segment.end], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(result, together[here], rtol=0, atol=1e-6)
         assert [cache.length for cache in caches] == list(before)
         found[type(backend)] = together
     np.testing.assert_allclose(found[cpu.Backend], found[reference.Backend], atol=tolerance)
 
 
-def _turned(backend: Backend, T: int, H: int, D: int) -> Any:
+def _new(T: int, H: int, D: int, segments: list[Segment]) -> Any:
     angles = np.random.default_rng(T).uniform(0, 6, (T, D // 2)).astype(F32)
-    turned = backend.split_rotate(_normal(T, H * 3 * D), np.cos(angles), np.sin(angles), H, 2)
-    backend.finish()
-    return turned
+    qkv = _normal(T, H * 3 * D)
+    return qkv, 1, Batch(qkv, np.cos(angles), np.sin(angles), segments)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_repeated_operations_give_what_they_give_anew(threads: int) -> None:
+    backend, scale = backends.load("cpu", threads), np.ones(40, F32)
+    times = []
+
+    def compute(batch: Batch) -> Any:
+        times.append(1)
+        return backend.gelu(backend.layer_norm(batch.x, scale, scale, 1e-5))
+
+    caches = [backend.new_cache(1, 1, 8, 9, {}) for _ in range(2)]
+    for cache in (*caches, caches[0]):
+        for n in range(3):
+            x, places = _normal(2, 40) + n, np.arange(2) + n
+            batch = Batch(x, x[:, :1].copy(), x[:, :1].copy(), [Segment(0, 2, places, places + 1, cache)])
+            with backend.exclusive():
+                found = backend.repeat(batch, compute)
+                expected = backend.gelu(backend.layer_norm(x, scale, scale, 1e-5))
+            assert np.array_equal(found, expected)
+    assert len(times) == 2
 
 
 def test_the_cache_is_half_precision_only_beside_quantized_weights() -> None:

@@ -36,8 +36,8 @@ def test_the_layout_is_the_documented_one_and_empty(capacity: int, D: int, kind:
 def test_what_was_appended_reads_back_plain(D: int, kind: str) -> None:
     k, v = _heads(37, 2, D), _heads(38, 2, D)[1:]
     cache = KVCache(2, 2, D, 40, kind)
-    fill = ((0, 0), (0, 0), (0, -D % 16))
-    ran(append, cache.layer(1), np.pad(k, fill), np.pad(v, fill), np.arange(37))
+    qkv, unturned = np.concatenate([k, k, v], axis=2).reshape(37, -1), np.ones((37, D // 2), F32)
+    ran(append, cache.layer(1), qkv, unturned, 0 * unturned, np.arange(37), 2, 2)
     for length in (0, 1, 16, 37):
         cache.length = length
         keys, values = cache.plain(1)

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from running import ran
 
-from glmcpu.backends import reference
+from glmcpu.backends import Batch, reference
 from glmcpu.cache import KINDS, KVCache, Segment
 from glmcpu.kernels.attention import append, attend
 
@@ -19,7 +19,7 @@ OnThreads = Callable[[Callable[[], Any]], Any]
 
 
 def _filled_up(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Heads of D channels filled up with zeros to a multiple of 16, as split_rotate gives them."""
+    """Heads of D channels filled up with zeros to a multiple of 16, as append gives them."""
     return np.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % 16)))
 
 
@@ -35,7 +35,9 @@ def _cache(k: NDArray[np.float32], v: NDArray[np.float32], kept: str, pieces: in
     cache = KVCache(1, k.shape[1], k.shape[2], len(k) + 5, kept)
     for k_piece, v_piece in zip(np.array_split(k, pieces), np.array_split(v, pieces), strict=True):
         places = np.arange(cache.length, cache.length + len(k_piece))
-        ran(append, cache.layer(0), _filled_up(k_piece), _filled_up(v_piece), places)
+        qkv = np.concatenate([k_piece, k_piece, v_piece], axis=2).reshape(len(k_piece), 3 * k[0].size)
+        unturned = np.ones((len(k_piece), k.shape[2] // 2), F32)
+        ran(append, cache.layer(0), qkv, unturned, 0 * unturned, places, k.shape[1], 2)
         cache.length += len(k_piece)
     return cache
 
@@ -50,11 +52,13 @@ def _reference(
     q: NDArray[np.float32], k: NDArray[np.float32], v: NDArray[np.float32], visible: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """All k and v are appended behind nothing, by the reference's own attention over a padded q."""
-    t, S = len(q), len(k)
-    queries = np.concatenate([np.zeros((S - t, *q.shape[1:]), F32), q])
+    t, (S, H, D) = len(q), k.shape
+    qkv = np.concatenate([np.concatenate([np.zeros((S - t, H, D), F32), q]), k, v], axis=2).reshape(S, -1)
     seen = np.concatenate([np.ones(S - t, np.int64), visible])
-    segment = Segment(0, S, np.arange(S), seen, KVCache(1, *q.shape[1:], S, "f32"))
-    return reference.Backend().attend(np.stack([queries, k, v]), 0, [segment], q.shape[2])[S - t :]
+    segment = Segment(0, S, np.arange(S), seen, KVCache(1, H, D, S, "f32"))
+    unturned = np.ones((S, D // 2), F32)
+    batch = Batch(qkv, unturned, 0 * unturned, [segment])
+    return reference.Backend().attend(qkv, 0, batch, H, 2)[S - t :]
 
 
 def _visible(kind: str, t: int, before: int) -> NDArray[np.int64]:
@@ -145,3 +149,24 @@ def test_what_lies_behind_the_visible_positions_is_not_read() -> None:
     cache.values[:, :, 5:] = np.nan
     cache.keys[:, :, 1:] = np.nan
     assert _attend(q, cache, np.array([5])).tobytes() == clean.tobytes()
+
+
+@pytest.mark.parametrize("kept", KINDS)
+@pytest.mark.parametrize("D", [8, 24, 128])
+def test_queries_and_keys_are_turned_on_their_way_and_values_are_not(D: int, kept: str, on_threads: OnThreads) -> None:
+    rng, t, H = np.random.default_rng(D), 19, 3
+    qkv, angles = rng.normal(size=(t, H * 3 * D)).astype(F32), rng.uniform(0, 6, (t, D // 2))
+    cos, sin = np.cos(angles).astype(F32), np.sin(angles).astype(F32)
+    q, k, v = reference.split_rotate(qkv, cos, sin, H, 2)
+
+    def turned() -> Any:
+        cache = KVCache(1, H, D, 40, kept)
+        queries = ran(append, cache.layer(0), qkv, cos, sin, np.arange(t) + 7, H, 2)
+        cache.length = t + 7
+        return (queries, *cache.plain(0))
+
+    queries, keys, values = on_threads(turned)
+    np.testing.assert_allclose(queries, _filled_up(q), atol=1e-6)
+    for found, exact in ((keys[7:], k), (values[7:], v)):
+        np.testing.assert_allclose(found, exact, atol={"f32": 1e-6, "f16": 2e-3, "int8": 0.02}[kept])
+    assert not keys[:7].any()

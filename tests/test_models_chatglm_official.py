@@ -122,14 +122,16 @@ class Recorder:
         return getattr(self._backend, name)
 
     def layer_norm(self, *args: Any) -> Floats:
-        self.norms.append(self._backend.layer_norm(*args))
+        result = self._backend.layer_norm(*args)
         self._backend.finish()
-        return np.copy(self.norms[-1])
+        self.norms.append(np.copy(result))
+        return result
 
     def linear(self, *args: Any) -> Floats:
-        self.linears.append(self._backend.linear(*args))
+        result = self._backend.linear(*args)
         self._backend.finish()
-        return np.copy(self.linears[-1])
+        self.linears.append(np.copy(result))
+        return result
 
 
 @pytest.mark.parametrize("backend", backends.NAMES)

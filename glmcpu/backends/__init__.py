@@ -61,8 +61,11 @@ class Backend(Protocol):
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
         """Rows `ids` (T,) of an embedding: (T, C)."""
 
-    def linear(self, x: Floats, weight: Weight) -> Floats:
-        """x (T, I) @ weight.T + bias: (T, O)."""
+    def empty(self, T: int, C: int) -> Floats:
+        """Room for results."""
+
+    def linear(self, x: Floats, weight: Weight, out: Floats | None = None) -> Floats:
+        """x (T, I) @ weight.T + bias: (T, O), written to `out` if it is given."""
 
     def layer_norm(self, x: Floats, scale: Floats, shift: Floats, epsilon: float) -> Floats:
         """Layer norm over the channels of x (T, C)."""
@@ -73,11 +76,11 @@ class Backend(Protocol):
     def scale_add(self, h: Floats, alpha: float, y: Floats) -> Floats:
         """alpha * h + y; may overwrite y."""
 
-    def split_rotate(self, qkv: Floats, cos: Floats, sin: Floats, heads: int, parts: int) -> Floats:
-        """q, k, v (3, T, H, P) of the fused projection, q and k rotated; P is D or D filled up with zeros."""
+    def attend(self, qkv: Floats, layer: int, batch: Batch, heads: int, parts: int) -> Floats:
+        """Attention of qkv (T, H*3*D), the heads side by side as [q | k | v], turned in `parts` parts: (T, H*D).
 
-    def attend(self, qkv: Floats, layer: int, segments: Sequence[Segment], D: int) -> Floats:
-        """Appends k and v to the caches (their length stays) and returns the attention (T, H*D)."""
+        Writes the new keys and values to the caches; their length stays.
+        """
 
 
 def load(name: str, threads: int | None = None, cache: str | None = None) -> Backend:

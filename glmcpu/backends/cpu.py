@@ -1,7 +1,7 @@
 """The CPU backend: the compiled kernels and formats behind the operations a model asks for."""
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from glmcpu import formats
 from glmcpu.backends import Batch
-from glmcpu.cache import KVCache, Segment, kind_beside
+from glmcpu.cache import KVCache, kind_beside
 from glmcpu.formats import Weight
-from glmcpu.kernels import activations, attention, norms, rotary, threads
+from glmcpu.kernels import activations, attention, norms, threads
 from glmcpu.simd import isa, kernel
 from glmcpu.simd.program import Program
 
@@ -37,7 +37,8 @@ class Backend:
 
     def is_compiled(self, formats: Mapping[str, str]) -> bool:
         """Whether the kernels are kept in the private folder of simd/kernel.py."""
-        return kernel.compiled_before("attention", *formats.values())
+        cache = self._cache or kind_beside(formats)
+        return kernel.compiled_before(f"attention._attend_{cache}", *formats.values())
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -82,9 +83,14 @@ class Backend:
         """Rows of the embedding table."""
         return formats.rows(weight, ids)
 
-    def linear(self, x: Floats, weight: Weight) -> Floats:
+    def empty(self, T: int, C: int) -> Floats:
+        """Memory of the program."""
+        return self._program.empty(T, C)
+
+    def linear(self, x: Floats, weight: Weight, out: Floats | None = None) -> Floats:
         """The format's own matrix product."""
-        out = self._program.empty(len(x), weight.O)
+        if out is None:
+            out = self.empty(len(x), weight.O)
         formats.load(weight.format).matmul(self._program, out, x, weight.arrays, weight.bias)
         return out
 
@@ -100,18 +106,14 @@ class Backend:
         """kernels/activations.py, over y."""
         return activations.scale_add(self._program, h, alpha, y)
 
-    def split_rotate(self, qkv: Floats, cos: Floats, sin: Floats, heads: int, parts: int) -> Floats:
-        """kernels/rotary.py"""
-        return rotary.split_rotate(self._program, qkv, cos, sin, heads, parts)
-
-    def attend(self, qkv: Floats, layer: int, segments: Sequence[Segment], D: int) -> Floats:
+    def attend(self, qkv: Floats, layer: int, batch: Batch, heads: int, parts: int) -> Floats:
         """kernels/attention.py, sequence by sequence."""
-        q, k, v = qkv
-        out = self._program.empty(q.shape[0], q.shape[1] * D)
-        for segment in segments:
-            here, cache = slice(segment.begin, segment.end), segment.cache.layer(layer)
-            attention.append(self._program, cache, k[here], v[here], segment.places)
-            attention.attend(self._program, out[here], q[here], cache, segment.visible)
+        out = self._program.empty(len(qkv), qkv.shape[1] // 3)
+        for s in batch.segments:
+            here, cache = slice(s.begin, s.end), s.cache.layer(layer)
+            turn = batch.cos[here], batch.sin[here]
+            q = attention.append(self._program, cache, qkv[here], *turn, s.places, heads, parts)
+            attention.attend(self._program, out[here], q, cache, s.visible)
         return out
 
 

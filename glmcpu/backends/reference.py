@@ -4,7 +4,7 @@ It is the definition the fast kernels are tested against: no tiles, no quantized
 float32 at each use. Exact and slow; memory stays small, since nothing unpacked is kept.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from glmcpu import formats
 from glmcpu.backends import Batch
-from glmcpu.cache import KVCache, Segment
+from glmcpu.cache import KVCache
 from glmcpu.formats import Weight
 
 Floats = NDArray[np.float32]
@@ -47,9 +47,14 @@ class Backend:
         """Rows of the embedding table."""
         return formats.rows(weight, ids)
 
-    def linear(self, x: Floats, weight: Weight) -> Floats:
+    def empty(self, T: int, C: int) -> Floats:
+        """Plain memory."""
+        return np.empty((T, C), np.float32)
+
+    def linear(self, x: Floats, weight: Weight, out: Floats | None = None) -> Floats:
         """y = x W^T + b, a slab of outputs at a time."""
-        out = np.empty((len(x), weight.O), np.float32)
+        if out is None:
+            out = self.empty(len(x), weight.O)
         for begin in range(0, weight.O, 4096):
             end = min(begin + 4096, weight.O)
             out[:, begin:end] = x @ formats.unpack(weight, begin, end).T + weight.bias[begin:end]
@@ -72,36 +77,40 @@ class Backend:
         out: Floats = np.float32(alpha) * h + y
         return out
 
-    def split_rotate(self, qkv: Floats, cos: Floats, sin: Floats, heads: int, parts: int) -> Floats:
-        """Heads lie as [q_h | k_h | v_h]; within each part of q and k, entry i pairs with entry i + width/2."""
-        T = len(qkv)
-        q, k, v = qkv.reshape(T, heads, 3, -1).transpose(2, 0, 1, 3)  # each (T, H, D)
-        out = np.stack([q, k, v])
-        width = q.shape[2] // parts
-        for part in range(parts):
-            low = slice(part * width, part * width + width // 2)
-            high = slice(part * width + width // 2, (part + 1) * width)
-            turn = slice(part * width // 2, (part + 1) * width // 2)
-            c, s = cos[:, None, turn], sin[:, None, turn]
-            for rotated, x in ((out[0], q), (out[1], k)):
-                rotated[..., low] = x[..., low] * c - x[..., high] * s
-                rotated[..., high] = x[..., high] * c + x[..., low] * s
-        return out
-
-    def attend(self, qkv: Floats, layer: int, segments: Sequence[Segment], D: int) -> Floats:
+    def attend(self, qkv: Floats, layer: int, batch: Batch, heads: int, parts: int) -> Floats:
         """softmax(q k / sqrt(D)) v over the first visible[t] positions, sequence by sequence."""
-        q, k, v = qkv
-        out = np.empty((q.shape[0], q.shape[1] * D), np.float32)
-        for segment in segments:
+        q, k, v = split_rotate(qkv, batch.cos, batch.sin, heads, parts)
+        out = np.empty((len(qkv), qkv.shape[1] // 3), np.float32)
+        for segment in batch.segments:
             here, cache = slice(segment.begin, segment.end), segment.cache
             keys, values = _append(cache, layer, k[here], v[here], segment.places)
-            scores = np.einsum("thd,shd->hts", q[here], keys) / np.sqrt(np.float32(D))
+            scores = np.einsum("thd,shd->hts", q[here], keys) / np.sqrt(np.float32(q.shape[2]))
             hidden = np.arange(len(keys)) >= segment.visible[:, None]
             scores = np.where(hidden, np.float32(-np.inf), scores)
             probs = np.exp(scores - scores.max(axis=2, keepdims=True))
             probs /= probs.sum(axis=2, keepdims=True)
             out[here] = np.einsum("hts,shd->thd", probs, values).reshape(-1, out.shape[1])
         return out
+
+
+def split_rotate(qkv: Floats, cos: Floats, sin: Floats, heads: int, parts: int) -> Floats:
+    """q, k, v (3, T, H, D) of qkv (T, H*3*D), which lies head by head as [q_h | k_h | v_h]; q and k are turned.
+
+    Within each part of q and k, entry i pairs with entry i + width/2.
+    """
+    T = len(qkv)
+    q, k, v = qkv.reshape(T, heads, 3, -1).transpose(2, 0, 1, 3)  # each (T, H, D)
+    out = np.stack([q, k, v])
+    width = q.shape[2] // parts
+    for part in range(parts):
+        low = slice(part * width, part * width + width // 2)
+        high = slice(part * width + width // 2, (part + 1) * width)
+        turn = slice(part * width // 2, (part + 1) * width // 2)
+        c, s = cos[:, None, turn], sin[:, None, turn]
+        for rotated, x in ((out[0], q), (out[1], k)):
+            rotated[..., low] = x[..., low] * c - x[..., high] * s
+            rotated[..., high] = x[..., high] * c + x[..., low] * s
+    return out
 
 
 def _append(cache: KVCache, layer: int, k: Floats, v: Floats, places: NDArray[np.int64]) -> tuple[Floats, Floats]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glmcpu.kernels.rotary import rotate
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, halves, int64s, number, operation, signed_bytes
 from glmcpu.simd.program import Program
@@ -41,6 +42,7 @@ from glmcpu.simd.vector import (
     sub,
 )
 
+# Below, a layer is a tuple of two arrays, or of four with scales: Numba compiles only the branch that fits its length.
 Layer = tuple[NDArray[Any], NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
 """keys, values, and for int8 the scales (H, S) of both: one layer of a cache.KVCache."""
 
@@ -49,12 +51,25 @@ _QUERIES = 32  # of a job
 
 
 def append(
-    program: Program, layer: Layer, k: NDArray[np.float32], v: NDArray[np.float32], places: NDArray[np.int64]
-) -> None:
-    """Writes k and v (t, H, P) of t new tokens to positions `places` (t,) of one layer's cache."""
-    t, H, P = k.shape
-    values = layer[1]
-    program.add(_APPEND[values.dtype.type], t * H, 16, *layer, k, v, places, H, P, values.shape[1])
+    program: Program,
+    layer: Layer,
+    qkv: NDArray[np.float32],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    places: NDArray[np.int64],
+    heads: int,
+    parts: int,
+) -> NDArray[np.float32]:
+    """Turns the keys of t new tokens and writes keys and values to positions `places` (t,) of one layer's cache.
+
+    qkv (t, H*3*D) lies head by head as [q_h | k_h | v_h]; cos and sin (t, D/2) are as in rotary.py.
+    Returns the turned queries (t, H, P), D filled up with zeros.
+    """
+    t, H, S, P = len(qkv), *layer[1].shape
+    q = program.empty(t, H, P)
+    D = qkv.shape[1] // (3 * heads)
+    program.add(_APPEND[layer[1].dtype.type], t * H, 16, *layer, q, qkv, cos, sin, places, H, D, P, S, parts)
+    return q
 
 
 def attend(
@@ -74,43 +89,54 @@ def attend(
 
 
 @kernel()
-def _append_range(keys, values, k, v, places, H, P, S, begin, end):
+def _append_range(layer, q, qkv, cos, sin, places, H, D, P, S, parts, begin, end):
     """Heads begin..end of the t * H new ones."""
+    row = np.zeros(P, np.float32)
     for new in range(begin, end):
-        h, position = new % H, places[new // H]
-        block = ((h * (S // 16) + position // 16) * P) * 16 + position % 16
-        for c in range(0, P, 16):
-            scatter(keys, block + c * 16, 16, load(k, new * P + c))
-            store(values, (h * S + position) * P + c, load(v, new * P + c))
+        h, t, at = new % H, new // H, new * 3 * D
+        position = places[t]
+        rotate(row, qkv, at, cos, sin, t * (D // 2), D, parts)
+        q[new * P : (new + 1) * P] = row
+        rotate(row, qkv, at + D, cos, sin, t * (D // 2), D, parts)
+        _write_key(layer, row, ((h * (S // 16) + position // 16) * P) * 16 + position % 16, h * S + position)
+        row[:D] = qkv[at + 2 * D : at + 3 * D]
+        _write_value(layer, row, h * S + position)
 
 
 @kernel()
-def _scale_of(x, at, n):
+def _write_key(layer, row, at, place):
+    """One head's key, every 16th number from `at` on."""
+    if len(layer) == 2:
+        for c in range(0, row.size, 16):
+            scatter(layer[0], at + c * 16, 16, load(row, c))
+    else:
+        codes = np.empty(row.size, np.int8)
+        layer[2][place] = _quantize(codes, 0, row)
+        for c in range(row.size):
+            layer[0][at + c * 16] = codes[c]
+
+
+@kernel()
+def _write_value(layer, row, place):
+    """One head's value, side by side."""
+    if len(layer) == 2:
+        for c in range(0, row.size, 16):
+            store(layer[1], place * row.size + c, load(row, c))
+    else:
+        layer[3][place] = _quantize(layer[1], place * row.size, row)
+
+
+@kernel()
+def _quantize(codes, at, row):
+    """Writes row / scale, rounded; returns the scale, the largest magnitude / 127."""
     largest = splat(np.float32(0))
-    for c in range(at, at + n, 16):
-        largest = maximum(largest, absolute(load(x, c)))
-    return reduce_max(largest) * np.float32(1 / 127)
-
-
-@kernel()
-def _inverse(scale):
-    return splat(np.float32(1) / scale if scale > np.float32(1e-30) else np.float32(0))
-
-
-@kernel()
-def _append_int8_range(keys, values, key_scales, value_scales, k, v, places, H, P, S, begin, end):
-    """The same with codes and a scale, the largest magnitude / 127, for each head."""
-    row = np.empty(P, np.int8)
-    for new in range(begin, end):
-        h, position, at = new % H, places[new // H], new * P
-        key_scales[h * S + position] = key_scale = _scale_of(k, at, P)
-        value_scales[h * S + position] = value_scale = _scale_of(v, at, P)
-        for c in range(0, P, 16):
-            store_codes(row, c, mul(load(k, at + c), _inverse(key_scale)))
-            store_codes(values, (h * S + position) * P + c, mul(load(v, at + c), _inverse(value_scale)))
-        block = ((h * (S // 16) + position // 16) * P) * 16 + position % 16
-        for c in range(P):
-            keys[block + c * 16] = row[c]
+    for c in range(0, row.size, 16):
+        largest = maximum(largest, absolute(load(row, c)))
+    scale = reduce_max(largest) * np.float32(1 / 127)
+    inverse = splat(np.float32(1) / scale if scale > np.float32(1e-30) else np.float32(0))
+    for c in range(0, row.size, 16):
+        store_codes(codes, at + c, mul(load(row, c), inverse))
+    return scale
 
 
 @kernel()
@@ -185,17 +211,25 @@ def _values_of_one(acc, scores, values, begin, width, h, P, S):
 
 
 @kernel()
-def _scale(scores, scales, at, width):
-    """scores[s] *= scales[at + s], where there are scales."""
-    if scales is not None:
+def _scale_keys(scores, layer, at, width):
+    """scores[s] times the scale of key at + s, where keys have scales."""
+    if len(layer) == 4:
         for s in range(0, width, 16):
-            store(scores, s, mul(load(scores, s), load(scales, at + s)))
+            store(scores, s, mul(load(scores, s), load(layer[2], at + s)))
 
 
 @kernel()
-def _step(acc, running, cache, q, visible, scores, zero, n, t, begin, h, H, P, S, scale):
+def _scale_values(scores, layer, at, width):
+    """scores[s] times the scale of value at + s, where values have scales."""
+    if len(layer) == 4:
+        for s in range(0, width, 16):
+            store(scores, s, mul(load(scores, s), load(layer[3], at + s)))
+
+
+@kernel()
+def _step(acc, running, layer, q, visible, scores, zero, n, t, begin, h, H, P, S, scale):
     """One block of positions for the n queries of the tile `zero`, from t on."""
-    keys, values, key_scales, value_scales = cache
+    keys, values = layer[0], layer[1]
     reach = np.int64(0)
     for i in range(n):
         reach = max(reach, visible[t + i])
@@ -209,11 +243,11 @@ def _step(acc, running, cache, q, visible, scores, zero, n, t, begin, h, H, P, S
         _scores(scores, q, keys, zero, (t * H + h) * P, H * P, begin, width, h, P, S, scale)
     for i in range(n):
         row, sums = scores[i * _BLOCK : (i + 1) * _BLOCK], acc[i * P : (i + 1) * P]
-        _scale(row, key_scales, h * S + begin, wide)
+        _scale_keys(row, layer, h * S + begin, wide)
         correction = _softmax(row, running[i * 32 : (i + 1) * 32], visible[t + i] - begin, wide)
         for c in range(0, P, 16):
             store(sums, c, mul(load(sums, c), correction))
-        _scale(row, value_scales, h * S + begin, wide)
+        _scale_values(row, layer, h * S + begin, wide)
     if n == 1:
         _values_of_one(acc, scores, values, begin, width, h, P, S)
     else:
@@ -221,7 +255,7 @@ def _step(acc, running, cache, q, visible, scores, zero, n, t, begin, h, H, P, S
 
 
 @kernel()
-def _attend_range(cache, out, q, visible, scratch, t, H, P, D, S, scale, begin, end):
+def _attend_range(layer, out, q, visible, scratch, t, H, P, D, S, scale, begin, end):
     """Jobs begin..end: head by head, 32 queries each."""
     jobs = (t + _QUERIES - 1) // _QUERIES
     scores, acc = scratch[: TILE * _BLOCK], scratch[TILE * _BLOCK :]
@@ -239,10 +273,10 @@ def _attend_range(cache, out, q, visible, scratch, t, H, P, D, S, scale, begin, 
         for at in range(0, reach, _BLOCK):
             for i in range(0, whole, TILE):
                 sums = acc[i * P :], running[i * 32 :]
-                _step(*sums, cache, q, visible, scores, zeros(TILE), TILE, from_t + i, at, h, H, P, S, scale)
+                _step(*sums, layer, q, visible, scores, zeros(TILE), TILE, from_t + i, at, h, H, P, S, scale)
             for i in range(whole, n):
                 sums = acc[i * P :], running[i * 32 :]
-                _step(*sums, cache, q, visible, scores, zeros(1), 1, from_t + i, at, h, H, P, S, scale)
+                _step(*sums, layer, q, visible, scores, zeros(1), 1, from_t + i, at, h, H, P, S, scale)
         for i in range(n):
             inverse = splat(np.float32(1) / running[i * 32 + 16])
             for c in range(0, P, 16):
@@ -251,23 +285,10 @@ def _attend_range(cache, out, q, visible, scratch, t, H, P, D, S, scale, begin, 
                 out[((from_t + i) * H + h) * D + c] = acc[i * P + c]
 
 
-@operation
-def _append_f32(a, worker, begin, end):
-    layer, new = (floats(a, 0), floats(a, 1)), (floats(a, 4), floats(a, 5), int64s(a, 6))
-    _append_range(*layer, *new, a[7], a[8], a[9], begin, end)
-
-
-@operation
-def _append_f16(a, worker, begin, end):
-    layer, new = (halves(a, 0), halves(a, 1)), (floats(a, 4), floats(a, 5), int64s(a, 6))
-    _append_range(*layer, *new, a[7], a[8], a[9], begin, end)
-
-
-@operation
-def _append_int8(a, worker, begin, end):
-    layer = signed_bytes(a, 0), signed_bytes(a, 1), floats(a, 2), floats(a, 3)
-    new = floats(a, 4), floats(a, 5), int64s(a, 6)
-    _append_int8_range(*layer, *new, a[7], a[8], a[9], begin, end)
+@kernel()
+def _append_of(layer, a, begin, end):
+    arrays = floats(a, 4), floats(a, 5), floats(a, 6), floats(a, 7), int64s(a, 8)
+    _append_range(layer, *arrays, a[9], a[10], a[11], a[12], a[13], begin, end)
 
 
 @kernel()
@@ -277,13 +298,28 @@ def _attend_of(layer, a, worker, begin, end):
 
 
 @operation
+def _append_f32(a, worker, begin, end):
+    _append_of((floats(a, 0), floats(a, 1)), a, begin, end)
+
+
+@operation
+def _append_f16(a, worker, begin, end):
+    _append_of((halves(a, 0), halves(a, 1)), a, begin, end)
+
+
+@operation
+def _append_int8(a, worker, begin, end):
+    _append_of((signed_bytes(a, 0), signed_bytes(a, 1), floats(a, 2), floats(a, 3)), a, begin, end)
+
+
+@operation
 def _attend_f32(a, worker, begin, end):
-    _attend_of((floats(a, 0), floats(a, 1), None, None), a, worker, begin, end)
+    _attend_of((floats(a, 0), floats(a, 1)), a, worker, begin, end)
 
 
 @operation
 def _attend_f16(a, worker, begin, end):
-    _attend_of((halves(a, 0), halves(a, 1), None, None), a, worker, begin, end)
+    _attend_of((halves(a, 0), halves(a, 1)), a, worker, begin, end)
 
 
 @operation

@@ -28,6 +28,7 @@ from glmcpu.models import Observer, Part, Store
 # sqrt(2 * layers) with the official 28 in every size: the model class does not pass its layer count on to the blocks.
 ALPHA = 7.483314773547883
 
+_SLAB = 512  # tokens
 _FEW = 16  # tokens of a forward that is worth writing down: the steps of an answer, not a prompt
 
 
@@ -204,13 +205,17 @@ class ChatGLM:
         return self._backend.scale_add(h, ALPHA, self._mlp(h, w))
 
     def _attention(self, h: Floats, n: int, w: _Layer, batch: Batch) -> Floats:
-        c, backend = self.config, self._backend
-        qkv = backend.linear(h, w.qkv)
-        qkv = backend.split_rotate(qkv, batch.cos, batch.sin, c.heads, c.rotary_parts)  # (3, T, H, P)
-        return backend.linear(backend.attend(qkv, n, batch.segments, c.channels // c.heads), w.attention_out)
+        qkv = self._backend.linear(h, w.qkv)  # (T, H*3*D)
+        attended = self._backend.attend(qkv, n, batch, self.config.heads, self.config.rotary_parts)
+        return self._backend.linear(attended, w.attention_out)
 
     def _mlp(self, h: Floats, w: _Layer) -> Floats:
-        return self._backend.linear(self._backend.gelu(self._backend.linear(h, w.mlp_up)), w.mlp_down)
+        """Some hundred tokens at a time: the wide activations of a long prompt would be the largest thing in memory."""
+        backend, out = self._backend, self._backend.empty(len(h), w.mlp_down.O)
+        for begin in range(0, len(h), _SLAB):
+            some = slice(begin, begin + _SLAB)
+            backend.linear(backend.gelu(backend.linear(h[some], w.mlp_up)), w.mlp_down, out[some])
+        return out
 
     def _lay_out(self, parts: Sequence[Part]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Segment]]:
         """The parts' new tokens end to end: ids (T,), positions (T, parts of the rotary), one segment for each."""

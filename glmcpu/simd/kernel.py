@@ -75,10 +75,10 @@ def folder() -> Path | None:
     return path
 
 
-def compiled_before(*modules: str) -> bool:
-    """Whether the kernels of all these files ("attention", "int8") are kept already, so that a first call is quick."""
+def compiled_before(*names: str) -> bool:
+    """Whether kernels of these files or names ("int8", "norms._layer_norm") are kept, so that a first call is quick."""
     place = folder()
-    return place is not None and all(any(place.glob(f"{module}.*.nbi")) for module in modules)
+    return place is not None and all(any(place.glob(f"{name}[.-]*.nbi")) for name in names)
 
 
 def _cache_root() -> Path:
