@@ -11,6 +11,7 @@ answer, which the model mostly follows. `chat` and `stream_chat` are the officia
 answer which ends at max_length keeps its last token.
 """
 
+import collections
 import dataclasses
 import difflib
 import os
@@ -49,6 +50,7 @@ OFFICIAL_OPTIONS: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "seed": None,
     "max_new_tokens": None,
+    "lookup": True,
 }
 
 
@@ -59,6 +61,8 @@ class ChatToken(Protocol):
     def id(self) -> int: ...
     @property
     def finish_reason(self) -> str | None: ...
+    @property
+    def draft(self) -> int | None: ...
 
 
 class ChatModel(TextModel, Protocol):
@@ -71,6 +75,7 @@ class ChatModel(TextModel, Protocol):
         sampler: Sampler | None = None,
         max_new_tokens: int = 512,
         progress: Progress | None = None,
+        lookup: bool = True,
     ) -> Iterator[ChatToken]: ...
 
 
@@ -84,6 +89,9 @@ class Stats:
     answer_s: float = 0.0  # from the first token to the last
     finish_reason: str | None = None  # "stop", "length", or None while running and after an interruption
     dropped_rounds: int = 0  # oldest rounds that were not part of the prompt
+    lookup: bool = False  # whether drafts were read along
+    drafts: int = 0  # tokens of the answer that were drafted, rightly or not
+    accepted: int = 0  # rightly
     partial: bool = False  # interrupted: the answer in the history is a beginning
 
     @property
@@ -100,6 +108,7 @@ class ChatSession:
 
     history   list of (question, answer), oldest first; yours to read and to change
     sampler   the Sampler of the next answer; its seed fixes the whole session (answer k is drawn with seed + k)
+    lookup    whether the next answer guesses ahead from what was said before; it changes the speed, not the words
     last      Stats of the newest answer, None before the first
     """
 
@@ -110,6 +119,7 @@ class ChatSession:
         sampler: Sampler | None = None,
         max_new_tokens: int | None = None,
         system: str | None = None,
+        lookup: bool = True,
     ) -> None:
         """`max_new_tokens` bounds each answer (None: what the context leaves). Raises DataError without a tokenizer."""
         require_tokenizer(model)
@@ -117,6 +127,7 @@ class ChatSession:
         self.sampler = sampler or Sampler()
         self.max_new_tokens = None if max_new_tokens is None else check_count(max_new_tokens, "max_new_tokens")
         self.system = system and check_text(system, "system")
+        self.lookup = lookup
         self.history: list[Round] = []
         self.last: Stats | None = None
         self._answers = 0
@@ -164,7 +175,7 @@ class ChatSession:
         ids, dropped = fit_prompt(self.model, query, before, preface=preface, max_new_tokens=self.max_new_tokens)
         if dropped > known:
             _warn_dropped(dropped, len(before), self.model.context)
-        self.last = Stats(prompt_tokens=len(ids), dropped_rounds=dropped)
+        self.last = Stats(prompt_tokens=len(ids), dropped_rounds=dropped, lookup=self.lookup)
         sampler = self.sampler
         if sampler.seed is not None:
             sampler = dataclasses.replace(sampler, seed=sampler.seed + self._answers)
@@ -192,10 +203,7 @@ def chat(
     model: ChatModel, query: str, history: Sequence[Sequence[str]] | None = None, **options: Any
 ) -> tuple[str, list[Round]]:
     """The official chat(): (response, history with the new round). Options as in `stream_chat`."""
-    result: tuple[str, list[Round]] = ("", [])
-    for result in stream_chat(model, query, history, **options):  # noqa: B007  the last one is the answer
-        pass
-    return result
+    return collections.deque(stream_chat(model, query, history, **options), maxlen=1).pop()
 
 
 def stream_chat(
@@ -221,7 +229,7 @@ def stream_chat(
         **{name: chosen[name] for name in ("top_p", "top_k", "repetition_penalty", "seed")},
     )
     room = min(longest, model.context) - len(ids)
-    pieces = _pieces(model, ids, sampler, min(room, max_new or room), Stats(), None)
+    pieces = _pieces(model, ids, sampler, min(room, max_new or room), Stats(lookup=chosen["lookup"]), None)
     return _cumulative(question, rounds, pieces)
 
 
@@ -237,7 +245,9 @@ def _pieces(
 ) -> Iterator[str]:
     stream = TextStream(model.tokenizer, post=process_response)
     started = first = time.perf_counter()
-    for token in model.generate(ids, sampler=sampler, max_new_tokens=max_new_tokens, progress=progress):
+    for token in model.generate(
+        ids, sampler=sampler, max_new_tokens=max_new_tokens, progress=progress, lookup=stats.lookup
+    ):
         now = time.perf_counter()
         if not stats.answer_tokens:
             first = now
@@ -245,6 +255,8 @@ def _pieces(
         stats.answer_tokens += 1
         stats.answer_s = now - first
         stats.finish_reason = token.finish_reason
+        stats.drafts += token.draft is not None
+        stats.accepted += token.draft == token.id
         # The end token too, as officially: it decodes to nothing, unless a config names an ordinary token.
         if piece := stream.push(token.id):
             yield piece

@@ -1,20 +1,30 @@
 """Ids in, tokens out: the loop that reads a prompt, chooses an id, reads it, and so on until something ends it.
 
+    prompt -> scores -> id drawn -> pass over that id and drafts of the next ones (lookup.py) -> scores after each -> ..
+
+The id drawn decides: as long as it is the draft, the next scores are there already; at the first other one what was
+read behind it is forgotten. Each id is drawn from the scores and with the random numbers it would be without drafts, so
+the answer is the same to the bit. Plain decoding is the case of no drafts.
+
 It knows neither chat nor prompt formats. What ends an answer, the first that happens: the model's end token ("stop"), a
 stop id or stop string of the caller ("stop"), the number of tokens asked for or the end of the context ("length").
 """
 
 import operator
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from glmcpu.backends import Floats
 from glmcpu.errors import DataError, UsageError
+from glmcpu.lookup import Lookup
 from glmcpu.models import LanguageModel, Part
 from glmcpu.sampling import Sampler, log_probability
 from glmcpu.tokenizers.chatglm import Tokenizer
 from glmcpu.tokenizers.streaming import TextStream
 
 GREEDY = Sampler(temperature=0)
+DRAFTS = 8  # the most that a pass reads along
 Progress = Callable[[int, int], None]
 
 
@@ -26,12 +36,14 @@ class Token:
     text           what became certain with it, whole characters only, often ""; end tokens have none
     logprob        natural logarithm of the model's own probability of id, before any sampling rule
     finish_reason  None, or on the last token "stop" or "length"
+    draft          the id that lookup had guessed for this place, or None; no part of what is compared
     """
 
     id: int
     text: str
     logprob: float
     finish_reason: str | None = None
+    draft: int | None = field(default=None, compare=False)
 
 
 def generate(
@@ -44,11 +56,13 @@ def generate(
     max_new_tokens: int = 512,
     stop: Sequence[str | int] = (),
     progress: Progress | None = None,
+    lookup: bool = True,
 ) -> Iterator[Token]:
     """Continues `ids` token by token; without a sampler the most likely id is taken each time.
 
-    progress(layers done, layers) is called while the prompt is read. Raises UsageError for arguments out of range and
-    DataError for ids the model cannot read, both before the first token.
+    progress(layers done, layers) is called while the prompt is read. `lookup` reads drafts along, which changes the
+    time and nothing else. Raises UsageError for arguments out of range and DataError for ids the model cannot read,
+    both before the first token.
     """
     known = whole_numbers(ids)
     texts, ends = _stops(stop, model.config.eos, tokenizer)
@@ -59,7 +73,8 @@ def generate(
             f"the prompt is {len(known):,} tokens and the context {context:,}; shorten it or load with a larger context"
         )
     limit = min(context, len(known) + max_new_tokens)
-    return _tokens(model, known, limit, (sampler or GREEDY), ends, _stream(tokenizer, texts), progress)
+    scores = _scores(model, known, limit, DRAFTS if lookup else 0, progress)
+    return _tokens(scores, known, limit, (sampler or GREEDY), ends, _stream(tokenizer, texts))
 
 
 def whole_numbers(ids: Sequence[int]) -> list[int]:
@@ -71,37 +86,60 @@ def whole_numbers(ids: Sequence[int]) -> list[int]:
 
 
 def _tokens(
-    model: LanguageModel,
+    scores: Iterator[tuple[Floats, int | None]],
     ids: list[int],
     limit: int,
     sampler: Sampler,
     ends: frozenset[int],
     stream: TextStream | None,
-    progress: Progress | None,
 ) -> Iterator[Token]:
-    cache, draw = model.new_cache(limit), sampler.start()
-    layers = model.config.layers
+    draw = sampler.start()
+    for logits, draft in scores:
+        token = draw.choose(logits, ids)
+        logprob = log_probability(logits, token)
+        ids.append(token)
+        text = stream.push(token) if stream and token not in ends else ""
+        reason = None
+        if token in ends or (stream and stream.stopped):
+            reason = "stop"
+        elif len(ids) >= limit:
+            reason = "length"
+        if reason and stream:
+            text += stream.finish()
+        yield Token(token, text, logprob, reason, draft)
+        if reason:
+            return
+
+
+def _scores(
+    model: LanguageModel, ids: list[int], limit: int, drafts: int, progress: Progress | None
+) -> Iterator[tuple[Floats, int | None]]:
+    """The scores (V,) after `ids` and the draft of the next id or None, without end; at most so many drafts a pass.
+
+    Whoever takes them puts the id drawn behind `ids` before asking for the next.
+    """
+    cache, layers = model.new_cache(limit), model.config.layers
 
     def observe(n: int, _: object) -> None:
         if progress:
             progress(n, layers)
 
-    logits = model.forward([Part(ids, cache)], after_layer=observe)[0]
+    begin_s = time.perf_counter()
+    rows = model.forward([Part(ids, cache)], after_layer=observe)
+    lookup = Lookup(drafts, len(ids), time.perf_counter() - begin_s)
+    yield rows[0], None
     while True:
-        token = draw.choose(logits, ids)
-        logprob = log_probability(logits, token)
-        ids.append(token)
-        text = stream.push(token) if stream and token not in ends else ""
-        if token in ends or (stream and stream.stopped):
-            reason = "stop"
-        elif len(ids) >= limit:
-            reason = "length"
-        else:
-            yield Token(token, text, logprob)
-            logits = model.forward([Part(ids, cache)])[0]
-            continue
-        yield Token(token, text + (stream.finish() if stream else ""), logprob, reason)
-        return
+        guesses = lookup.draft(ids, limit - len(ids) - 1)
+        cache.length = len(ids) - 1  # forgets drafts that did not hold
+        begin_s = time.perf_counter()
+        rows = model.forward([Part([*ids, *guesses], cache)], every=True)
+        took_s, held = time.perf_counter() - begin_s, 0
+        for logits, guess in zip(rows, [*guesses, None], strict=True):
+            yield logits, guess
+            if ids[-1] != guess:
+                break
+            held += 1
+        lookup.learn(len(guesses), held, took_s)
 
 
 def _stops(stop: Sequence[str | int], eos: int, tokenizer: Tokenizer | None) -> tuple[list[str], frozenset[int]]:

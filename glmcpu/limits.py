@@ -48,3 +48,7 @@ DOWNLOAD_WAIT_S = 60.0  # the longest wait a server may ask for
 DOWNLOAD_REDIRECTS = 5
 DOWNLOAD_PROGRESS_BYTES = 16 << 20  # this much in one attempt, and the count of failures starts again
 HUB_FILES = 10_000
+
+# measuring
+BENCH_BATCH = 1024
+BENCH_REPEATS = 1000

@@ -30,12 +30,15 @@ from glmcpu.tokenizers.chatglm import Tokenizer
 class Model:
     """A loaded model. Threads may share it: forward passes take turns."""
 
-    def __init__(self, path: Path, model: LanguageModel, tokenizer: Tokenizer | None, context: int) -> None:
-        """`load` makes one."""
+    def __init__(
+        self, path: Path, model: LanguageModel, tokenizer: Tokenizer | None, context: int, drafts: bool = True
+    ) -> None:
+        """`load` makes one. drafts: whether a pass over several ids gives the very scores of passes over one."""
         self.path = path
         self.context = context
         self.tokenizer = tokenizer
         self._model = model
+        self._drafts = drafts
 
     @classmethod
     def load(
@@ -64,7 +67,8 @@ class Model:
             f"{shown(packed.path)} with a context of {context:,}",
         )
         model = generation.build(config, packed, backends.load(backend, threads))
-        return cls(packed.path, model, _tokenizer(packed, config), context)
+        # NumPy's matrix product rounds one row another way than several.
+        return cls(packed.path, model, _tokenizer(packed, config), context, drafts=backend != "reference")
 
     @property
     def config(self) -> Any:
@@ -98,11 +102,13 @@ class Model:
         max_new_tokens: int = 512,
         stop: Sequence[str | int] = (),
         progress: Progress | None = None,
+        lookup: bool = True,
     ) -> Iterator[Token]:
         """Continues `ids`; without a sampler greedily. See generate.py for what ends it, and for Token.
 
-        progress(layers done, layers) is called while the prompt is read. Raises DataError and UsageError before the
-        first token.
+        progress(layers done, layers) is called while the prompt is read. `lookup` guesses ahead from what stands in
+        `ids` and the answer already (lookup.py): the same tokens, several a pass where the text repeats itself; the
+        reference backend does not. Raises DataError and UsageError before the first token.
         """
         return generate(
             self._model,
@@ -113,6 +119,7 @@ class Model:
             max_new_tokens=max_new_tokens,
             stop=stop,
             progress=progress,
+            lookup=lookup and self._drafts,
         )
 
     def chat(
@@ -121,7 +128,7 @@ class Model:
         """The official chat(): (response, history with the new round); options and defaults as there.
 
         max_length=2048, do_sample=True, top_p=0.7, temperature=0.95, top_k=50, repetition_penalty=1.0, and seed,
-        max_new_tokens. Raises UsageError for other options, DataError when the model has no tokenizer.
+        max_new_tokens, lookup=True. Raises UsageError for other options, DataError when the model has no tokenizer.
         """
         return conversation.chat(self, query, history, **options)
 
@@ -132,10 +139,15 @@ class Model:
         return conversation.stream_chat(self, query, history, **options)
 
     def start_chat(
-        self, *, sampler: Sampler | None = None, max_new_tokens: int | None = None, system: str | None = None
+        self,
+        *,
+        sampler: Sampler | None = None,
+        max_new_tokens: int | None = None,
+        system: str | None = None,
+        lookup: bool = True,
     ) -> ChatSession:
         """A conversation that remembers its rounds; `say` gives the answer in pieces."""
-        return ChatSession(self, sampler=sampler, max_new_tokens=max_new_tokens, system=system)
+        return ChatSession(self, sampler=sampler, max_new_tokens=max_new_tokens, system=system, lookup=lookup)
 
 
 def read_config(packed: PackedFile) -> tuple[Generation, Any]:

@@ -26,6 +26,7 @@ Scores = NDArray[np.floating[Any]]
 Probabilities = NDArray[np.float64]
 
 _SAFE_ID, _SAFE_SCORE = 5, 5e4
+_PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Sampler:
         scores = _divide(scores, float(self.temperature))
         survivors = np.arange(len(scores))
         if 0 < self.top_k < len(scores):
-            survivors = np.flatnonzero(scores >= np.partition(scores, -self.top_k)[-self.top_k])
+            survivors = np.flatnonzero(scores >= _largest(scores, self.top_k))
         probs = _softmax(scores[survivors])
         if self.top_p < 1:
             kept = _top_p(probs, float(self.top_p))
@@ -120,13 +121,15 @@ class Draw:
 
 
 def log_probability(logits: Scores, token: int) -> float:
-    """The natural logarithm of the model's own probability of `token`: log-softmax of `logits` (V,) f32, in float64.
+    """The natural logarithm of the model's own probability of `token`: log-softmax of `logits` (V,) f32.
 
     Invalid logits count as step 2 makes them, so the result is always finite.
     """
-    scores = _valid(np.asarray(logits, np.float32)).astype(np.float64)
-    scores -= scores.max()
-    return float(scores[token] - np.log(np.exp(scores).sum()))
+    scores = _valid(np.asarray(logits, np.float32))
+    largest = scores.max()
+    with np.errstate(over="ignore", under="ignore"):  # scores may lie further apart than float32 reaches
+        total = np.exp(scores - largest).sum(dtype=np.float64)
+    return float(scores[token]) - float(largest) - math.log(total)
 
 
 def _valid(scores: Scores) -> Scores:
@@ -135,6 +138,15 @@ def _valid(scores: Scores) -> Scores:
     safe = np.zeros_like(scores)
     safe[min(_SAFE_ID, len(safe) - 1)] = _SAFE_SCORE
     return safe
+
+
+def _largest(scores: Scores, k: int) -> Any:
+    """The k-th largest score. What is below the k-th largest of the pieces' maxima cannot be it, and that is most."""
+    pieces = len(scores) // _PIECE
+    if pieces >= k:
+        maxima = scores[: pieces * _PIECE].reshape(pieces, _PIECE).max(axis=1)
+        scores = scores[scores >= np.partition(maxima, -k)[-k]]
+    return np.partition(scores, -k)[-k]
 
 
 def _divide(scores: Scores, temperature: float) -> Scores:

@@ -46,10 +46,11 @@ class FakeTokenizer:
 class FakeToken:
     id: int
     finish_reason: str | None = None
+    draft: int | None = None
 
 
 class FakeModel:
-    """Answers `answer` (or what `answer(prompt)` gives); remembers the prompts and samplers it was given."""
+    """Answers `answer` (or what `answer(prompt)` gives); remembers the prompts and options it was given."""
 
     def __init__(self, answer: Any = "好的, 再见", context: int = 2048, delay_s: float = 0.0) -> None:
         self.tokenizer: Any = FakeTokenizer()
@@ -58,14 +59,22 @@ class FakeModel:
         self.delay_s = delay_s
         self.prompts: list[str] = []
         self.samplers: list[Sampler] = []
+        self.lookups: list[bool] = []
         self.closed = 0
 
     def generate(
-        self, ids: Sequence[int], *, sampler: Any = None, max_new_tokens: int = 512, progress: Any = None
+        self,
+        ids: Sequence[int],
+        *,
+        sampler: Any = None,
+        max_new_tokens: int = 512,
+        progress: Any = None,
+        lookup: bool = True,
     ) -> Iterator[FakeToken]:
         text = bytes(i for i in ids if i < 256).decode("utf-8", "replace")
         self.prompts.append(text)
         self.samplers.append(sampler)
+        self.lookups.append(lookup)
         try:
             for layer in range(28):
                 time.sleep(self.delay_s)
@@ -75,7 +84,8 @@ class FakeModel:
             new = [*answer.encode("utf-8", "surrogateescape"), EOP]
             for n, token in enumerate(new[:max_new_tokens], 1):
                 reason = "stop" if token == EOP else "length" if n == max_new_tokens else None
-                yield FakeToken(token, reason)
+                draft = token if n % 2 else PAD  # every other one is right
+                yield FakeToken(token, reason, draft if lookup else None)
                 time.sleep(self.delay_s)
         finally:
             self.closed += 1

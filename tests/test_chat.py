@@ -36,6 +36,16 @@ def test_stats_count_tokens_and_give_the_finish_reason():
     assert last.answer_tokens_per_s > 0
 
 
+def test_stats_count_the_drafts_and_those_that_became_tokens():
+    """The fake model drafts every token, and every other one rightly."""
+    session = ChatSession(FakeModel("abcd"))
+    list(session.say("hello"))
+    assert (session.last.lookup, session.last.accepted, session.last.drafts) == (True, 3, 5)
+    session.lookup = False
+    list(session.say("hello"))
+    assert (session.last.lookup, session.last.accepted, session.last.drafts) == (False, 0, 0)
+
+
 def test_max_new_tokens_cuts_the_answer_and_says_length():
     session = ChatSession(FakeModel("abcdef"), max_new_tokens=3)
     assert "".join(session.say("q")) == "abc"
@@ -230,6 +240,13 @@ def test_official_options_reach_the_sampler():
     chat(model, "q")
     chat(model, "q", do_sample=False, top_k=3, seed=5, repetition_penalty=1.5)
     assert model.samplers == [Sampler(), Sampler(temperature=0, top_k=3, seed=5, repetition_penalty=1.5)]
+
+
+@pytest.mark.parametrize("options", [{}, {"lookup": True}, {"lookup": False}])
+def test_official_functions_look_up_unless_told_not_to(options):
+    model = FakeModel("a")
+    assert chat(model, "q", **options)[0] == "a"
+    assert model.lookups == [options.get("lookup", True)]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,13 @@ def test_stats_and_a_cut_answer_are_told_on_stderr(tmp_path):
     assert err.count("\n") == 2
 
 
+@pytest.mark.parametrize(("options", "shown"), [([], True), (["--lookup"], True), (["--no-lookup"], False)])
+def test_stats_say_how_many_drafts_held_where_there_are_drafts(options, shown, tmp_path):
+    code, out, err = run("chat", "-p", "q", "--stats", *options, home=tmp_path, env={"FAKE_ANSWER": "abcd"})
+    assert (code, out) == (0, b"abcd\n")
+    assert ("lookup: 3 of 5 drafts" in err) == shown == ("lookup" in err)
+
+
 def test_an_empty_answer_is_an_empty_line(tmp_path):
     assert run("chat", "-p", "q", home=tmp_path, env={"FAKE_ANSWER": ""})[:2] == (0, b"\n")
 

@@ -1,4 +1,4 @@
-"""The loop from ids to tokens: what ends it, what each token says, what it refuses."""
+"""The loop from ids to tokens, without drafts: what ends it, what each token says, what it refuses."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Script:
         self.capacity = capacity
         return SimpleNamespace(length=0)
 
-    def forward(self, parts: Sequence[Part], after_layer: Any = None) -> NDArray[np.float32]:
+    def forward(self, parts: Sequence[Part], every: bool = False, after_layer: Any = None) -> NDArray[np.float32]:
         (ids, cache) = parts[0]
         self.read.append(len(ids) - cache.length)
         cache.length = len(ids)
@@ -47,6 +47,7 @@ PROMPT = [7, tiny_tokenizer().gmask, tiny_tokenizer().bos]
 def answer(
     model: Any, ids: Sequence[int] = PROMPT, *, text: bool = True, context: int = 64, **options: Any
 ) -> list[Token]:
+    options = {"lookup": False} | options
     return list(generate(model, tiny_tokenizer() if text else None, ids, context=context, **options))
 
 
@@ -73,14 +74,16 @@ def mini(tokens: int = 16, **options: Any) -> list[Token]:
 CASES = [(checkpoint, case) for checkpoint, cases in golden.FLOAT.items() for case in cases if case != "over_max"]
 
 
+@pytest.mark.parametrize("lookup", [False, True])
 @pytest.mark.parametrize(("checkpoint", "case"), CASES)
-def test_greedy_answer_is_the_official_one_token_for_token(checkpoint: str, case: str) -> None:
+def test_greedy_answer_is_the_official_one_token_for_token(checkpoint: str, case: str, lookup: bool) -> None:
     """The official run ignores the end token, ours stops there."""
     arrays, model = golden.case(checkpoint, case), golden.chatglm(checkpoint, "f32")
     official = arrays["greedy_ids"].tolist()
     if model.config.eos in official:
         official = official[: official.index(model.config.eos) + 1]
-    tokens = answer(model, arrays["input_ids"][0], text=False, context=4096, max_new_tokens=len(official))
+    options = {"context": 4096, "max_new_tokens": len(official), "lookup": lookup}
+    tokens = answer(model, arrays["input_ids"][0], text=False, **options)
     assert [token.id for token in tokens] == official
 
 

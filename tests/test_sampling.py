@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glmcpu import sampling
 from glmcpu.errors import UsageError
 from glmcpu.sampling import Sampler, log_probability
 
@@ -154,7 +155,7 @@ def test_choices_follow_the_distribution() -> None:
 def test_log_probability_is_the_log_softmax_of_the_raw_scores() -> None:
     logits = _logits()
     probs = Sampler(**OFF).probabilities(logits)
-    assert log_probability(logits, 3) == pytest.approx(np.log(probs[3]), abs=1e-9)
+    assert log_probability(logits, 3) == pytest.approx(np.log(probs[3]), abs=1e-6)
     assert np.isfinite(log_probability(np.array([3e38, -3e38], np.float32), 1))
 
 
@@ -165,3 +166,10 @@ def test_a_choice_from_the_whole_vocabulary_takes_milliseconds() -> None:
     for _ in range(10):
         draw.choose(logits)
     assert time.perf_counter() - start < 0.2
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 130, 5000])
+def test_the_kth_largest_is_what_sorting_gives_ties_included(size: int) -> None:
+    scores = np.random.default_rng(size).integers(-50, 50, size).astype(np.float32)
+    for k in {1, 2, 50, size // 64 + 1, size} & set(range(1, size + 1)):
+        assert sampling._largest(scores, k) == np.sort(scores)[-k]

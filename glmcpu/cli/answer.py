@@ -47,10 +47,11 @@ def explain_end(stats: Stats) -> None:
 
 def stats_line(stats: Stats) -> str:
     """The speeds of an answer, for a person."""
+    lookup = f", lookup: {stats.accepted:,} of {stats.drafts:,} drafts" if stats.lookup else ""
     return (
         f"prompt {stats.prompt_tokens:,} tokens in {stats.prompt_s:.2f} s "
         f"({stats.prompt_tokens_per_s:.1f} tokens/s), answer {stats.answer_tokens:,} tokens in {stats.answer_s:.2f} s "
-        f"({stats.answer_tokens_per_s:.1f} tokens/s)"
+        f"({stats.answer_tokens_per_s:.1f} tokens/s){lookup}"
     )
 
 

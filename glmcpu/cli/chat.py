@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 @threads_option
 @click.option("--backend", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
 @click.option("--stats", is_flag=True, help="Show tokens per second after each answer.")
+@click.option(
+    "--lookup/--no-lookup",
+    default=True,
+    show_default=True,
+    help="Guess ahead from what was said before: faster where an answer repeats it, and the same text.",
+)
 @debug_option
 def command(
     model: str | None,
@@ -48,6 +54,7 @@ def command(
     threads: int | None,
     backend: str,
     stats: bool,
+    lookup: bool,
     **sampling: Any,
 ) -> None:
     """Talk to a model.
@@ -63,7 +70,7 @@ def command(
     path = find_model(model)
     question = "" if interactive else read_prompt(prompt)
     loaded = load_model(path, context=context, threads=threads, backend=backend)
-    session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system)
+    session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system, lookup=lookup)
     if interactive:
         from glmcpu import store
         from glmcpu.cli import repl

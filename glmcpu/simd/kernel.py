@@ -141,7 +141,8 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
     _impl_class = _Implementation
 
     def _index_key(self, signature: Any, codegen: Any) -> Any:
-        # Numba adds a hash of what a closure holds, and a kernel's is new in every process; the folder stands for it.
+        # Numba adds a hash of what a closure holds, and a kernel's is new in every process. Without it, closures of one
+        # function need a module or name of their own each (see formats/_tiles.py), or they get each other's code.
         return signature, codegen.magic_tuple()
 
     def load_overload(self, signature: Any, target: Any) -> Any:
