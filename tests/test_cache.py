@@ -7,7 +7,7 @@ from running import ran
 
 from glmcpu.cache import KINDS, KVCache, bytes_for
 from glmcpu.errors import MachineError
-from glmcpu.kernels.attention import append
+from glmcpu.kernels.append import append
 
 F32 = np.float32
 

@@ -12,7 +12,9 @@ from running import ran
 from glmcpu import formats
 from glmcpu.errors import UsageError
 from glmcpu.formats import Weight
+from glmcpu.formats._tiles import tile_size
 from glmcpu.kernels.quantize_rows import quantize_rows
+from glmcpu.simd.tile import TILE
 
 F32 = np.float32
 OnThreads = Callable[[Callable[[], Any]], Any]
@@ -290,3 +292,14 @@ def test_small_and_large_groups_keep_their_precision(size: float) -> None:
     weight = _random(16, 64) * F32(size)
     error = np.abs(formats.unpack(_packed("int4_g32", weight)) - weight).max()
     assert error <= np.abs(weight).max() / 12 + 2**-22
+
+
+def test_tiles_cover_all_tokens_and_up_to_a_tile_they_are_one() -> None:
+    for T in range(1, 100):
+        sizes, left = [], T
+        while left:
+            sizes.append(int(tile_size(left)))
+            left -= sizes[-1]
+        assert all(1 <= n <= TILE for n in sizes)
+        assert len(sizes) == -(-T // TILE)
+        assert max(sizes[-2:]) - min(sizes[-2:]) <= TILE // 2

@@ -10,7 +10,8 @@ from running import ran
 
 from glmcpu.backends import Batch, reference
 from glmcpu.cache import KINDS, KVCache, Segment
-from glmcpu.kernels.attention import append, attend
+from glmcpu.kernels.append import append
+from glmcpu.kernels.attention import attend
 
 F32 = np.float32
 # Below, at and beyond a block of 16, of 64 and of 128 positions, a tile and a job of queries.

@@ -15,7 +15,7 @@ from glmcpu import formats
 from glmcpu.backends import Batch
 from glmcpu.cache import KVCache, kind_beside
 from glmcpu.formats import Weight
-from glmcpu.kernels import activations, attention, norms, threads
+from glmcpu.kernels import activations, append, attention, norms, threads
 from glmcpu.simd import isa, kernel
 from glmcpu.simd.program import Program
 
@@ -112,7 +112,7 @@ class Backend:
         for s in batch.segments:
             here, cache = slice(s.begin, s.end), s.cache.layer(layer)
             turn = batch.cos[here], batch.sin[here]
-            q = attention.append(self._program, cache, qkv[here], *turn, s.places, heads, parts)
+            q = append.append(self._program, cache, qkv[here], *turn, s.places, heads, parts)
             attention.attend(self._program, out[here], q, cache, s.visible)
         return out
 

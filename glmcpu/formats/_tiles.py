@@ -1,10 +1,10 @@
-"""The loop all matrix products share: blocks of 16 outputs, and for each the tokens in register tiles of 8, 4, 2 and 1.
+"""The loop all matrix products share: blocks of 16 outputs, and for each the tokens in register tiles.
 
 A format gives the inner part, block(zero, t, b, ahead, *arguments): outputs of block b for the n tokens from t on, n
 being the size of the tile `zero`. One thread's loop goes over its blocks; weights stream from memory once, at the
-first tile of a block, and come from the cache for the others. `ahead` is how far in front of that stream the block
-should prefetch, in bytes: at the ends of pages the CPU's own prefetching stops, which costs a fifth of the speed of
-memory (see benchmarks/LOG.md); it is 0 for the other tiles.
+first tile of a block, and come from the cache for the others. So up to TILE tokens are one tile, whatever their number:
+a second one would keep memory waiting. `ahead` is how far in front of that stream the block should prefetch, in bytes:
+at the ends of pages the CPU's own prefetching stops (see benchmarks/LOG.md); it is 0 for the other tiles.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from glmcpu.simd.tile import TILE, zeros
 
 _AHEAD = 4096
 _CHUNK_BYTES = 1 << 18
+_4, _5, _6, _7 = (min(n, TILE) for n in (4, 5, 6, 7))  # larger tiles than TILE are never needed, nor compiled
 
 
 def tiled(block: Any) -> Callable[..., Any]:
@@ -22,22 +23,37 @@ def tiled(block: Any) -> Callable[..., Any]:
 
     def matmul_range(T, begin, end, *arguments):
         for b in range(begin, end):
-            ahead = _AHEAD
-            for t in range(0, T // TILE * TILE, TILE):
-                block(zeros(TILE), t, b, ahead, *arguments)
-                ahead = 0
-            t = T // TILE * TILE
-            if T - t >= 4:
-                block(zeros(4), t, b, ahead, *arguments)
-                t, ahead = t + 4, 0
-            if T - t >= 2:
-                block(zeros(2), t, b, ahead, *arguments)
-                t, ahead = t + 2, 0
-            if T - t >= 1:
-                block(zeros(1), t, b, ahead, *arguments)
+            t, ahead = 0, _AHEAD
+            while t < T:
+                n = tile_size(T - t)
+                if n == TILE:
+                    block(zeros(TILE), t, b, ahead, *arguments)
+                elif n == 1:
+                    block(zeros(1), t, b, ahead, *arguments)
+                elif n == 2:
+                    block(zeros(2), t, b, ahead, *arguments)
+                elif n == 3:
+                    block(zeros(3), t, b, ahead, *arguments)
+                elif n == 4:
+                    block(zeros(_4), t, b, ahead, *arguments)
+                elif n == 5:
+                    block(zeros(_5), t, b, ahead, *arguments)
+                elif n == 6:
+                    block(zeros(_6), t, b, ahead, *arguments)
+                else:
+                    block(zeros(_7), t, b, ahead, *arguments)
+                t, ahead = t + n, 0
 
     matmul_range.__module__ = block.__module__  # each format keeps its own on disk
     return kernel()(matmul_range)
+
+
+@kernel()
+def tile_size(left):
+    """How many of the tokens that are left go into the next tile: the last two share what is left of them evenly."""
+    if left <= TILE:
+        return left
+    return TILE if left >= 2 * TILE else (left + 1) // 2
 
 
 def grain(block_bytes: int) -> int:

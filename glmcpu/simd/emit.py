@@ -82,9 +82,21 @@ def emit_load_f32(builder: ir.IRBuilder, pointer: ir.Value, dtype: Any) -> ir.Va
     return emit_load(builder, pointer, f32x16.ir)
 
 
+def emit_narrowed(builder: ir.IRBuilder, value: ir.Value, dtype: Any) -> ir.Value:
+    """16 floats as memory of float32, float16 (as uint16) or int8 holds them: int8 to nearest even, its low eight bits.
+
+    NaN becomes 0 in int8.
+    """
+    if dtype == types.int8:
+        rounded = call(builder, "llvm.roundeven.v16f32", f32x16.ir, value)
+        whole = call(builder, "llvm.fptosi.sat.v16i32.v16f32", i32x16.ir, rounded)
+        return builder.trunc(whole, ir.VectorType(I8, LANES))
+    return isa.narrow(builder, value) if dtype == types.uint16 else value
+
+
 def emit_store_f32(builder: ir.IRBuilder, pointer: ir.Value, value: ir.Value, dtype: Any) -> None:
-    """16 floats to memory that holds float32 or float16 (as uint16)."""
-    emit_store(builder, pointer, isa.narrow(builder, value) if dtype == types.uint16 else value)
+    """16 floats to memory of such a dtype."""
+    emit_store(builder, pointer, emit_narrowed(builder, value, dtype))
 
 
 def emit_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:

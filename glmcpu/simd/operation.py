@@ -19,7 +19,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from glmcpu.simd.emit import I64
+from glmcpu.simd.emit import I64, address
 from glmcpu.simd.kernel import keep
 
 _SLOTS = types.CPointer(types.int64)
@@ -56,11 +56,7 @@ def _view(dtype: types.Type, doc: str) -> Any:
     def word(context: Any, a: Any, i: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             data = builder.inttoptr(_slot(builder, *args), context.get_data_type(dtype).as_pointer())
-            size = context.get_abi_sizeof(context.get_data_type(dtype))
-            view = context.make_array(array)(context, builder)
-            whole = [ir.Constant(I64, n) for n in (_ENDLESS, size, size)]
-            populate_array(view, data=data, shape=whole[:1], strides=whole[1:2], itemsize=whole[2], meminfo=None)
-            return view._getvalue()
+            return _flat(context, builder, array, data)
 
         return array(_SLOTS, types.int64), emit
 
@@ -77,6 +73,16 @@ int64s = _view(types.int64, "The flat int64 array at the address in slot i.")
 
 
 @intrinsic
+def tail(context: Any, array: Any, i: Any) -> Any:
+    """A flat array from element i on."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _flat(context, builder, array, address(context, builder, signature.args[0], *args))
+
+    return array(array, types.int64), emit
+
+
+@intrinsic
 def number(context: Any, a: Any, i: Any) -> Any:
     """The float32 in slot i."""
 
@@ -85,6 +91,15 @@ def number(context: Any, a: Any, i: Any) -> Any:
         return builder.bitcast(bits, ir.FloatType())
 
     return types.float32(_SLOTS, types.int64), emit
+
+
+def _flat(context: Any, builder: ir.IRBuilder, array: types.Array, data: ir.Value) -> ir.Value:
+    """An array that begins at a pointer."""
+    size = context.get_abi_sizeof(context.get_data_type(array.dtype))
+    view = context.make_array(array)(context, builder)
+    shape, stride = ir.Constant(I64, _ENDLESS), ir.Constant(I64, size)
+    populate_array(view, data=data, shape=[shape], strides=[stride], itemsize=stride, meminfo=None)
+    return view._getvalue()
 
 
 def _slot(builder: ir.IRBuilder, slots: ir.Value, i: ir.Value) -> ir.Value:

@@ -40,6 +40,7 @@ from glmcpu.simd.emit import (
     emit_load_f32,
     emit_masked_store,
     emit_maximum,
+    emit_narrowed,
     emit_splat,
     emit_store,
     emit_store_f32,
@@ -81,7 +82,7 @@ def load(context: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store(context: Any, array: Any, index: Any, value: Any) -> Any:
-    """16 floats to a flat float32 array, or rounded to float16 in a uint16 array."""
+    """16 floats to a flat float32 array, rounded to float16 in a uint16 array, or to whole numbers in an int8 array."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         emit_store_f32(builder, address(context, builder, signature.args[0], *args[:2]), args[2], array.dtype)
@@ -118,10 +119,10 @@ def store_part(context: Any, array: Any, index: Any, value: Any, n: Any) -> Any:
 
 @intrinsic
 def scatter(context: Any, array: Any, index: Any, stride: Any, value: Any) -> Any:
-    """Lane i to element index + i * stride of a float32 array, or rounded to float16 in a uint16 array."""
+    """Lane i to element index + i * stride, rounded as `store` does."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        lanes = isa.narrow(builder, args[3]) if array.dtype == types.uint16 else args[3]
+        lanes = emit_narrowed(builder, args[3], array.dtype)
         pointer = address(context, builder, signature.args[0], *args[:2])
         for i in range(LANES):
             target = builder.gep(pointer, [builder.mul(args[2], ir.Constant(I64, i))])
@@ -157,15 +158,10 @@ def prefetch(context: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store_codes(context: Any, array: Any, index: Any, value: Any) -> Any:
-    """16 floats, rounded to nearest even and cut to their low eight bits, to an int8 array; returns their sum as int32.
-
-    NaN becomes 0: the scale beside the codes carries it.
-    """
+    """`store` to an int8 array, where NaN becomes 0: the scale beside the codes carries it. Returns the codes' sum."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        rounded = call(builder, "llvm.roundeven.v16f32", f32x16.ir, args[2])
-        whole = call(builder, "llvm.fptosi.sat.v16i32.v16f32", i32x16.ir, rounded)
-        codes = builder.trunc(whole, ir.VectorType(I8, LANES))
+        codes = emit_narrowed(builder, args[2], array.dtype)
         emit_store(builder, address(context, builder, signature.args[0], *args[:2]), codes)
         return emit_by_halves(builder, builder.sext(codes, i32x16.ir), builder.add)
 
