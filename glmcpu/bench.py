@@ -97,6 +97,7 @@ class Run:
 
     model: str
     format: str
+    cache: str
     cpu: str
     isa: str
     threads: int
@@ -115,14 +116,21 @@ class Run:
 Event = Opened | Prefill | Decode | LeftOut | Run
 
 
-def measure(path: Path, plan: Plan, ceilings: Ceilings, opened: Callable[[], None] = lambda: None) -> Iterator[Event]:
+def measure(
+    path: Path,
+    plan: Plan,
+    ceilings: Ceilings,
+    opened: Callable[[], None] = lambda: None,
+    cache: str | None = None,
+) -> Iterator[Event]:
     """Measures the packed model `path`: Opened, then each row as it is known, and at the end the Run.
 
-    opened() is called as soon as the file is mapped. Raises what Model.load raises, MachineError too when the memory
-    does not suffice for one sequence of the longest context.
+    opened() is called as soon as the file is mapped; `cache` is how keys and values are kept. Raises what Model.load
+    raises, MachineError too when the memory does not suffice for one sequence of the longest context.
     """
     begin = time.perf_counter()
-    loaded = Model.load(path, threads=ceilings.threads, context=max(plan.prompts + plan.contexts) + plan.tokens)
+    longest = max(plan.prompts + plan.contexts) + plan.tokens
+    loaded = Model.load(path, threads=ceilings.threads, context=longest, cache=cache)
     load_s = time.perf_counter() - begin
     work = _work(path)
     opened()
@@ -143,7 +151,7 @@ def measure(path: Path, plan: Plan, ceilings: Ceilings, opened: Callable[[], Non
             if isinstance(result, Decode):
                 decodes.append(result)
             yield result
-    yield _run(path.name, work, ceilings, load_s, prefills, decodes)
+    yield _run(path.name, work, loaded._model.new_cache(1).kind, ceilings, load_s, prefills, decodes)
 
 
 def prompt(config: Any, length: int) -> list[int]:
@@ -272,13 +280,20 @@ def _nbytes(cache: KVCache) -> int:
 
 
 def _run(
-    model: str, work: _Work, ceilings: Ceilings, load_s: float, prefills: list[Prefill], decodes: list[Decode]
+    model: str,
+    work: _Work,
+    cache: str,
+    ceilings: Ceilings,
+    load_s: float,
+    prefills: list[Prefill],
+    decodes: list[Decode],
 ) -> Run:
     here = cpu.machine()
     peak = peak_rss_bytes()
     return Run(
         model=model,
         format=work.format,
+        cache=cache,
         cpu=here["cpu"],
         isa=here["isa"],
         threads=ceilings.threads,

@@ -26,7 +26,7 @@ class KVCache:
     def __init__(self, L: int, H: int, D: int, capacity: int, kind: str) -> None:
         """Raises MachineError when there is no memory for it. kind is one of KINDS."""
         dtype = KINDS[kind]
-        self.H, self.D = H, D
+        self.H, self.D, self.kind = H, D, kind
         self.length = 0
         S, P = -(-capacity // 64) * 64, -(-D // 16) * 16
         self.capacity = capacity

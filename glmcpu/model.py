@@ -48,25 +48,29 @@ class Model:
         threads: int | None = None,
         context: int = 2048,
         backend: str = "cpu",
+        cache: str | None = None,
     ) -> "Model":
         """Opens a packed model by path, or by name in the models folder; nothing is copied into memory.
 
         threads   of the kernels; None: one for each physical core
         context   tokens of prompt and answer together; the model was trained on 2048, beyond that quality falls
         backend   "cpu", or "reference": plain NumPy, exact and slow
+        cache     how keys and values are kept: "f16", "int8" (half the memory) or "f32"; None: f16 beside quantized
+                  weights, f32 beside others
 
         Raises DataError for a file that is missing, damaged or no packed model, UsageError for an option out of
         range, MachineError when the memory does not suffice.
         """
         if not isinstance(context, int) or not 1 <= context <= limits.CONTEXT:
             raise UsageError(f"context={printable(context)}: a whole number from 1 to {limits.CONTEXT:,} is needed")
+        arithmetic = backends.load(backend, threads, cache)
         packed = PackedFile(store.find(path_or_name))
         generation, config = read_config(packed)
         memory.require(
-            packed.size_bytes + generation.cache_bytes(config, packed.formats, context),
+            packed.size_bytes + generation.cache_bytes(config, packed.formats, context, cache),
             f"{shown(packed.path)} with a context of {context:,}",
         )
-        model = generation.build(config, packed, backends.load(backend, threads))
+        model = generation.build(config, packed, arithmetic)
         # NumPy's matrix product rounds one row another way than several.
         return cls(packed.path, model, _tokenizer(packed, config), context, drafts=backend != "reference")
 

@@ -299,3 +299,14 @@ def test_ids_that_are_no_whole_numbers_are_refused(ids: Any) -> None:
         mini().logits(ids)
     with pytest.raises(UsageError, match="whole numbers"):
         mini().generate(ids)
+
+
+def test_an_int8_cache_changes_the_scores_by_little() -> None:
+    path = golden.packed("tiny-mini", "f32")
+    ids = golden.case("tiny-mini", "gmask")["input_ids"][0].tolist()
+    exact = Model.load(path).logits(ids)
+    for kind, most in (("f16", 1e-3), ("int8", 0.02)):
+        found = Model.load(path, cache=kind).logits(ids)
+        assert 0 < np.linalg.norm(found - exact) < most * np.linalg.norm(exact)
+    with pytest.raises(UsageError, match="cache='f64': known are f32 f16 int8"):
+        Model.load(path, cache="f64")

@@ -15,7 +15,7 @@ import click
 
 from glmcpu import formats, limits
 from glmcpu.cli import terminal
-from glmcpu.cli.options import Check, debug_option, threads_option, weight_format, whole_number
+from glmcpu.cli.options import Check, cache_option, debug_option, threads_option, weight_format, whole_number
 from glmcpu.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def weight_formats(context: click.Context, parameter: click.Parameter, value: st
     help="Measurements of a row.  [default: 3]",
 )
 @click.option("--quick", is_flag=True, help="One prompt, one context, one sequence: half a minute.")
+@cache_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object on the last line.")
 @click.option("--plot", "picture", metavar="FILE.svg", help='Draw the result; needs pip install "glmcpu[plot]".')
@@ -92,6 +93,7 @@ def weight_formats(context: click.Context, parameter: click.Parameter, value: st
 def command(
     model: str | None,
     weights: tuple[str, ...] | None,
+    cache: str | None,
     threads: int | None,
     as_json: bool,
     picture: str | None,
@@ -120,7 +122,7 @@ def command(
     runs: list[Run] = []
     for form in weights or (DEFAULT_WEIGHTS,):
         with _opened(name, form) as (path, forget):
-            for event in bench.measure(path, plan, ceilings, forget):
+            for event in bench.measure(path, plan, ceilings, forget, cache):
                 if isinstance(event, bench.Run):
                     runs.append(dataclasses.replace(event, model=name.name if isinstance(name, Path) else name))
                 _show(event)

@@ -13,7 +13,7 @@ import click
 
 from glmcpu import limits
 from glmcpu.cli import terminal
-from glmcpu.cli.options import context_option, debug_option, threads_option, whole_number
+from glmcpu.cli.options import cache_option, context_option, debug_option, threads_option, whole_number
 from glmcpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     "--max-new-tokens", "-n", callback=whole_number(1, limits.CONTEXT), metavar="N", help="The longest answer."
 )
 @context_option
+@cache_option
 @threads_option
 @click.option("--backend", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
 @click.option("--stats", is_flag=True, help="Show tokens per second after each answer.")
@@ -51,6 +52,7 @@ def command(
     system: str | None,
     max_new_tokens: int | None,
     context: int,
+    cache: str | None,
     threads: int | None,
     backend: str,
     stats: bool,
@@ -69,7 +71,7 @@ def command(
     interactive = prompt is None and terminal.is_terminal(sys.stdin) and terminal.is_terminal(sys.stdout)
     path = find_model(model)
     question = "" if interactive else read_prompt(prompt)
-    loaded = load_model(path, context=context, threads=threads, backend=backend)
+    loaded = load_model(path, context=context, cache=cache, threads=threads, backend=backend)
     session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system, lookup=lookup)
     if interactive:
         from glmcpu import store
@@ -115,11 +117,11 @@ def find_model(model: str | None) -> Path:
     return store.only() if model is None else store.find(model)
 
 
-def load_model(path: Path, *, context: int, threads: int | None, backend: str) -> "ChatModel":
+def load_model(path: Path, **options: Any) -> "ChatModel":
     """Opens a packed file. The first time on a machine its kernels are compiled here, and a line says so."""
     from glmcpu.model import Model
 
-    model = Model.load(path, context=context, threads=threads, backend=backend)
+    model = Model.load(path, **options)
     if not model.is_compiled():
         terminal.note("compiling the kernels for this machine, which is done once and takes some seconds")
         model.compile()

@@ -77,6 +77,15 @@ def context_option(function: F) -> F:
     )(function)
 
 
+def cache_option(function: F) -> F:
+    """`--cache KIND`: how keys and values are kept."""
+    return click.option(
+        "--cache",
+        type=click.Choice(["f16", "int8", "f32"]),
+        help="How keys and values are kept; int8 takes half the memory of f16.  [default: what suits the weights]",
+    )(function)
+
+
 def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.find_root().ensure_object(dict)[DEBUG] = True
