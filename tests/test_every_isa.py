@@ -13,8 +13,15 @@ import pytest
 from glmcpu.simd import isa
 
 HERE = Path(__file__).parent
-# Left out is what does not depend on the ISA, and starts processes of its own.
-ONCE = {"test_simd_isa.py", "test_simd_kernel.py", "test_kernels_threads.py", "test_kernels_kept.py"}
+# Left out is what does not depend on the ISA chosen: choosing, threads, files, assembly.
+ONCE = {
+    "test_simd_avx_vnni.py",
+    "test_simd_neon_dotprod.py",
+    "test_simd_isa.py",
+    "test_simd_kernel.py",
+    "test_kernels_threads.py",
+    "test_kernels_kept.py",
+}
 PATTERNS = ("test_simd_*.py", "test_kernels_*.py", "test_formats.py")
 FILES = sorted(str(p) for pattern in PATTERNS for p in HERE.glob(pattern) if p.name not in ONCE)
 

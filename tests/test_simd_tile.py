@@ -15,6 +15,8 @@ from glmcpu.simd.tile import (
     tile_offsets,
     tile_scaled,
     tile_store,
+    tile_sums,
+    tile_total,
     zeros,
 )
 from glmcpu.simd.vector import high_nibbles, load, load_bytes, low_nibbles, splat
@@ -41,9 +43,11 @@ def _kernels(n: int) -> tuple[Any, Any, Any, Any]:
 
     @numba.njit
     def nibble_dot(out, w, x, high):
-        ints = tile_offsets(zeros(n), np.int32(0), np.zeros(1, np.int32), 0, 0)
-        both = load_bytes(w, 0)
-        ints = tile_dot_nibbles(ints, high_nibbles(both) if high else low_nibbles(both), x, 1, STRIDE)
+        ints = tile_offsets(zeros(n), np.int32(3), np.ones(1, np.int32), 0, 0)
+        both, sums = load_bytes(w, 0), tile_sums(ints)
+        for _ in range(8):
+            sums = tile_dot_nibbles(sums, high_nibbles(both) if high else low_nibbles(both), x, 1, STRIDE)
+        ints = tile_total(sums, ints)
         acc = tile_scaled(zeros(n), ints, splat(F32(1)), np.ones(1, F32), 0, 0)
         tile_store(out, 0, 16, acc, splat(F32(1)), splat(F32(0)), 16)
 
@@ -95,7 +99,7 @@ def test_nibble_dots_take_one_half_of_each_byte(n: int, high: bool) -> None:
         nibbles = (w >> 4 if high else w & 15).astype(np.int32)
         out = np.empty((n, 16), F32)
         KERNELS[n][2](out.reshape(-1), w.reshape(-1), x.reshape(-1), high)
-        assert np.array_equal(out, x[:, 1:5].astype(np.int32) @ nibbles.T)
+        assert np.array_equal(out, 8 * (x[:, 1:5].astype(np.int32) @ nibbles.T) + 3)
 
 
 @pytest.mark.parametrize("n", SIZES)

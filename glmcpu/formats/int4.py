@@ -20,7 +20,7 @@ from glmcpu.kernels.quantize_rows import quantize_rows
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, int32s, operation, signed_bytes, unsigned_bytes
 from glmcpu.simd.program import Program
-from glmcpu.simd.tile import tile_dot_nibbles, tile_offsets, tile_scaled, tile_store
+from glmcpu.simd.tile import steps, tile_dot_nibbles, tile_offsets, tile_scaled, tile_store, tile_sums, tile_total
 from glmcpu.simd.vector import high_nibbles, load, load_bytes, load_part, low_nibbles, prefetch, splat
 
 BITS_PER_WEIGHT = 4.0
@@ -73,14 +73,15 @@ def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_sums, bia
     acc, one, at = zero, splat(np.float32(1)), b * G * 256
     for g in range(G):
         group = t * G + g
-        ints = tile_offsets(zero, np.int32(-8), x_sums, group, G)
-        for j in range(4):
+        offsets = tile_offsets(zero, np.int32(-8), x_sums, group, G)
+        sums = tile_sums(offsets)
+        for j in range(steps(4)):
             prefetch(codes, at + 64 * j + ahead)
             both, x_at = load_bytes(codes, at + 64 * j), group * 32 + 8 * j
-            ints = tile_dot_nibbles(ints, low_nibbles(both), x_codes, x_at, G * 32)
-            ints = tile_dot_nibbles(ints, high_nibbles(both), x_codes, x_at + 4, G * 32)
+            sums = tile_dot_nibbles(sums, low_nibbles(both), x_codes, x_at, G * 32)
+            sums = tile_dot_nibbles(sums, high_nibbles(both), x_codes, x_at + 4, G * 32)
         at += 256
-        acc = tile_scaled(acc, ints, one, x_scales, group, G)
+        acc = tile_scaled(acc, tile_total(sums, offsets), one, x_scales, group, G)
     n = min(O - b * 16, 16)
     tile_store(out, t * O + b * 16, O, acc, load(scales, b * 16), load_part(bias, b * 16, n), n)
 

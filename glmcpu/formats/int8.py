@@ -20,7 +20,7 @@ from glmcpu.kernels.quantize_rows import quantize_rows
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, int32s, operation, signed_bytes
 from glmcpu.simd.program import Program
-from glmcpu.simd.tile import OFFSET, tile_dot_bytes, tile_offsets, tile_scaled, tile_store
+from glmcpu.simd.tile import OFFSET, steps, tile_dot_bytes, tile_offsets, tile_scaled, tile_store
 from glmcpu.simd.vector import load, load_bytes, load_part, prefetch, splat
 
 BITS_PER_WEIGHT = 8.0
@@ -75,7 +75,7 @@ def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_sums, bia
     for g in range(G):
         group = t * G + g
         ints = tile_offsets(zero, np.int32(-OFFSET), x_sums, group, G)
-        for j in range(8):
+        for j in range(steps(8)):
             prefetch(codes, at + 64 * j + ahead)
             ints = tile_dot_bytes(ints, load_bytes(codes, at + 64 * j), x_codes, group * 32 + 4 * j, G * 32)
         at += 512

@@ -20,7 +20,16 @@ from glmcpu.memory import alloc
 from glmcpu.simd.kernel import entry, kernel
 from glmcpu.simd.operation import Operation, floats, int32s, operation, signed_bytes, unsigned_bytes
 from glmcpu.simd.program import Program
-from glmcpu.simd.tile import tile_dot_nibbles, tile_fma, tile_offsets, tile_scaled, tile_store, zeros
+from glmcpu.simd.tile import (
+    tile_dot_nibbles,
+    tile_fma,
+    tile_offsets,
+    tile_scaled,
+    tile_store,
+    tile_sums,
+    tile_total,
+    zeros,
+)
 from glmcpu.simd.vector import add, load, load_bytes, splat, store
 
 _READ_BYTES = 1 << 29  # at a time: far more than any cache holds
@@ -123,14 +132,17 @@ def _read(a, worker, begin, end):
 
 
 @kernel()
-def _dot_range(zero, out, weights, x, sums, loops, begin, end):
+def _dot_range(zero, out, weights, x, none_yet, loops, begin, end):
     """Tiles as large as `zero`; the sums are stored, or the compiler would leave everything out."""
     one, none = splat(np.float32(1)), splat(np.float32(0))
     for chunk in range(begin, end):
-        ints = tile_offsets(zero, np.int32(0), sums, 0, 0)
+        ints = tile_offsets(zero, np.int32(0), none_yet, 0, 0)
         for _ in range(loops):
-            for v in range(_VECTORS):
-                ints = tile_dot_nibbles(ints, load_bytes(weights, v * 64), x, 0, 4)
+            for group in range(0, _VECTORS, 8):
+                sums = tile_sums(ints)
+                for v in range(group, group + 8):
+                    sums = tile_dot_nibbles(sums, load_bytes(weights, v * 64), x, 0, 4)
+                ints = tile_total(sums, ints)
         at = chunk * _OUT
         out[at] = 1  # a factor of 1 for tile_scaled
         tile_store(out, at, 16, tile_scaled(zero, ints, one, out, at, 0), one, none, 16)

@@ -9,9 +9,11 @@ FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 CPU = "icelake-client"
 CPU_FEATURES = ""
 OFFSET = 128
+NIBBLE_BITS = 32
 TILE = 8
+UNROLLED = True
 
-widen, narrow = avx2.widen, avx2.narrow
+widen, narrow, fma = avx2.widen, avx2.narrow, avx2.fma
 
 
 def dot_nibbles(builder: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:

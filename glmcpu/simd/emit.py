@@ -34,7 +34,7 @@ class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, kind.ir)
 
 
-bytes64, i32x16, f32x16 = Vec(I8, 64), Vec(I32, LANES), Vec(ir.FloatType(), LANES)
+bytes64, i16x32, i32x16, f32x16 = Vec(I8, 64), Vec(I16, 32), Vec(I32, LANES), Vec(ir.FloatType(), LANES)
 
 
 def constant(kind: ir.VectorType, value: float) -> ir.Constant:
@@ -99,9 +99,8 @@ def emit_store_f32(builder: ir.IRBuilder, pointer: ir.Value, value: ir.Value, dt
     emit_store(builder, pointer, emit_narrowed(builder, value, dtype))
 
 
-def emit_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    """a * b + c, rounded once."""
-    return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+emit_fma: Callable[..., ir.Value] = isa.fma
+"""(builder, a, b, c): a * b + c; rounded once, but on the portable ISA."""
 
 
 def emit_masked_store(builder: ir.IRBuilder, pointer: ir.Value, value: ir.Value, n: ir.Value) -> None:

@@ -6,6 +6,7 @@ what a machine of that kind would compute.
 """
 
 import os
+import platform
 from importlib import import_module
 from types import ModuleType
 
@@ -15,21 +16,26 @@ from llvmlite import binding
 from glmcpu.errors import UsageError, printable
 
 # Best first; the last one runs everywhere.
-NAMES = ("avx512_vnni", "avx2", "portable")
+NAMES = ("avx512_vnni", "avx_vnni", "avx2", "neon_dotprod", "portable")
 
 
 def available() -> list[str]:
     """The names of the ISAs this machine can run, best first."""
-    return [name for name in NAMES if _runs_here(_load(name))]
+    seen = {feature for feature, here in binding.get_host_cpu_features().items() if here}
+    return [name for name in NAMES if seen.union(_unseen()).issuperset(_load(name).FEATURES)]
 
 
 def _load(name: str) -> ModuleType:
     return import_module(f"glmcpu.simd.{name}")
 
 
-def _runs_here(isa: ModuleType) -> bool:
-    features = binding.get_host_cpu_features()
-    return all(features.get(feature, False) for feature in isa.FEATURES)
+def _unseen() -> set[str]:
+    """What this CPU has and LLVM does not detect: on arm64, the dot product of bytes."""
+    if platform.machine().lower() not in ("arm64", "aarch64"):
+        return set()
+    # NumPy asks the system on Linux only, but every Apple silicon has it.
+    numpy_sees = import_module("numpy._core._multiarray_umath").__cpu_features__
+    return {"dotprod"} if platform.system() == "Darwin" or numpy_sees.get("ASIMDDP") else set()
 
 
 def _choose() -> ModuleType:
@@ -39,10 +45,22 @@ def _choose() -> ModuleType:
         raise UsageError(f"GLMCPU_ISA={printable(forced)}: this machine has {' '.join(here)}; unset it or name one")
     isa = _load(forced)
     held = bool(isa.CPU) and forced != here[0]
-    # Overrides NUMBA_CPU_NAME too: LLVM aborts on a word its CPU cannot lower. Effective only before Numba's first
-    # compilation, which importing this package precedes.
-    numba.config.CPU_NAME, numba.config.CPU_FEATURES = (isa.CPU, isa.CPU_FEATURES) if held else (None, None)
+    # LLVM aborts on a word its CPU cannot lower, so this overrides NUMBA_CPU_NAME too. Effective only before Numba's
+    # first compilation, which importing this package precedes.
+    numba.config.CPU_NAME, numba.config.CPU_FEATURES = _target(isa, held)
     return isa
+
+
+def _target(isa: ModuleType, held: bool) -> tuple[str | None, str | None]:
+    """LLVM's CPU and features: those of `isa` where held to them, else this machine's; None for what LLVM detects."""
+    if held:
+        return isa.CPU, isa.CPU_FEATURES
+    missing = _unseen().intersection(isa.FEATURES)
+    if not missing:
+        return None, None
+    features = binding.get_host_cpu_features()
+    features.update(dict.fromkeys(missing, True))
+    return None, features.flatten()
 
 
 chosen = _choose()

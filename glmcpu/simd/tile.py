@@ -6,7 +6,10 @@ of weights serves n tokens, nothing is ever summed across lanes, and a token's r
     acc = zeros(4)                                 n registers of 0.0; n is a constant, kernels are compiled for each
     ints = tile_offsets(acc, k, x, i, stride)      as many of int32: ints[t] = k * x[i + t*stride] in every lane
     acc = tile_fma(acc, w, x, i, stride)           acc[t] += w * x[i + t*stride]
-    ints = tile_dot_nibbles(ints, w, x, i, stride) ints[t] += by fours, 64 bytes w * the 4 bytes x[i + t*stride ..]
+    ints = tile_dot_bytes(ints, w, x, i, stride)   ints[t] += by fours, 64 bytes w * the 4 bytes x[i + t*stride ..]
+    sums = tile_sums(ints)                         room for the same with nibbles, 8 times at most:
+    sums = tile_dot_nibbles(sums, w, x, i, stride)
+    ints = tile_total(sums, ints)
     acc = tile_scaled(acc, ints, w, x, i, stride)  acc[t] += ints[t] * (w * x[i + t*stride])
     acc = tile_fma_rows(acc, w, i, stride, x)      acc[t] += w[i + t*stride ..] * x: one token, n vectors
     acc = tile_load(acc, x, i, stride)             acc[t] = x[i + t*stride ..]
@@ -23,6 +26,7 @@ from numba.extending import intrinsic, register_model
 
 from glmcpu.simd.emit import (
     I32,
+    I64,
     LANES,
     Vec,
     address,
@@ -34,6 +38,7 @@ from glmcpu.simd.emit import (
     emit_splat,
     emit_store,
     f32x16,
+    i16x32,
     i32x16,
 )
 from glmcpu.simd.isa import chosen as isa
@@ -127,6 +132,47 @@ def tile_load(context: Any, like: Any, x: Any, index: Any, stride: Any) -> Any:
     return like(like, x, types.intp, types.intp), emit
 
 
+@intrinsic
+def steps(context: Any, n: Any) -> Any:
+    """n, for the loop over the dots of a group; where registers are few it is hidden that n is a constant.
+
+    LLVM would unroll the loop and unpack all weights first, only to store them away again.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        if isa.UNROLLED:
+            return args[0]
+        hidden = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
+        return builder.call(hidden, args)
+
+    return types.intp(types.intp), emit
+
+
+@intrinsic
+def tile_sums(context: Any, ints: Any) -> Any:
+    """What nibble products of up to 8 dots are added to before they join `ints`; see NIBBLE_BITS in portable.py."""
+    if isa.NIBBLE_BITS == 32:
+        return ints(ints), lambda context, builder, signature, args: args[0]
+    sums = Tile(i16x32, ints.n)
+    return sums(ints), lambda context, builder, signature, args: ir.Constant(sums.ir, None)
+
+
+@intrinsic
+def tile_total(context: Any, sums: Any, ints: Any) -> Any:
+    """`ints` (int32) and the sums that began as tile_sums(ints)."""
+    if isa.NIBBLE_BITS == 32:
+        return ints(sums, ints), lambda context, builder, signature, args: args[0]
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        sums, ints = args
+        for t in range(signature.args[1].n):
+            whole = isa.add_pairs(builder, builder.extract_value(ints, t), builder.extract_value(sums, t))
+            ints = builder.insert_value(ints, whole, t)
+        return ints
+
+    return ints(sums, ints), emit
+
+
 def _dot_word(dot: Callable[..., ir.Value], doc: str) -> Any:
     def word(context: Any, acc: Any, w: Any, x: Any, index: Any, stride: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -145,7 +191,7 @@ def _dot_word(dot: Callable[..., ir.Value], doc: str) -> Any:
 
 
 tile_dot_nibbles = _dot_word(
-    isa.dot_nibbles, "acc[t] += by fours, 64 bytes w (0..15) times the 4 int8 at x[index + t*stride], repeated."
+    isa.dot_nibbles, "sums[t] += by fours, 64 bytes w (0..15) times the 4 int8 at x[index + t*stride], repeated."
 )
 tile_dot_bytes = _dot_word(
     isa.dot_bytes,
