@@ -14,7 +14,7 @@ from glmcpu.simd.kernel import kernel
 from glmcpu.simd.tile import TILE, zeros
 
 _AHEAD = 4096
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 19
 _4, _5, _6, _7 = (min(n, TILE) for n in (4, 5, 6, 7))  # larger tiles than TILE are never needed, nor compiled
 
 

@@ -17,7 +17,20 @@ from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, halves, int64s, number, operation, signed_bytes, tail
 from glmcpu.simd.program import Program
 from glmcpu.simd.tile import TILE, tile_fma, tile_fma_rows, tile_load, tile_store, zeros
-from glmcpu.simd.vector import add, exp, first, load, maximum, mul, reduce_add, reduce_max, splat, store, sub
+from glmcpu.simd.vector import (
+    add,
+    exp,
+    first,
+    load,
+    maximum,
+    mul,
+    prefetch_far,
+    reduce_add,
+    reduce_max,
+    splat,
+    store,
+    sub,
+)
 
 _BLOCK = 128  # positions
 _QUERIES = 32  # of a job
@@ -52,12 +65,17 @@ def _scores(scores, q, keys, zero, q_at, q_stride, begin, width, h, P, S, scale)
 
 
 @kernel()
-def _scores_of_one(scores, q, keys, q_at, begin, width, h, P, S, scale):
-    """The same for one query; four blocks at a time, since additions to one register would wait for each other."""
+def _scores_of_one(scores, q, keys, values, q_at, begin, width, h, P, S, scale):
+    """The same for one query; four blocks at a time, since additions to one register would wait for each other.
+
+    Meanwhile the block's values are fetched: they are read next.
+    """
     none = splat(np.float32(0))
     for s in range(0, width, 64):
         acc, at = zeros(4), (h * S + begin + s) * P
         for c in range(P):
+            prefetch_far(values, at + c * 64)
+            prefetch_far(values, at + c * 64 + 32)
             acc = tile_fma_rows(acc, keys, at + c * 16, P * 16, q[q_at + c])
         tile_store(scores, s, 16, acc, splat(scale), none, 16)
 
@@ -104,12 +122,14 @@ def _values(sums, scores, values, zero, begin, width, h, P, S):
 
 
 @kernel()
-def _values_of_one(sums, scores, values, begin, width, h, P, S):
-    """The same for one query, up to 128 channels at a time."""
+def _values_of_one(sums, scores, keys, values, begin, width, h, P, S):
+    """The same for one query, up to 128 channels at a time. Meanwhile the keys of the next block are fetched."""
     one, none, whole = splat(np.float32(1)), splat(np.float32(0)), P // 128 * 128
     for c in range(0, whole, 128):
         acc, at = tile_load(zeros(8), sums, c, 16), (h * S + begin) * P + c
         for s in range(width):
+            for i in range(0, 128, 32):
+                prefetch_far(keys, at + (s + _BLOCK) * P + i)
             acc = tile_fma_rows(acc, values, at + s * P, 16, scores[s])
         tile_store(sums, c, 16, acc, one, none, 16)
     for c in range(whole, P, 16):
@@ -126,7 +146,7 @@ def _step(sums, running, scores, keys, values, q, visible, zero, n, t, begin, h,
     if width <= 0:
         return
     if n == 1:
-        _scores_of_one(scores, q, keys[0], (t * H + h) * P, begin, width, h, P, S, scale)
+        _scores_of_one(scores, q, keys[0], values[0], (t * H + h) * P, begin, width, h, P, S, scale)
     else:
         _scores(scores, q, keys[0], zero, (t * H + h) * P, H * P, begin, width, h, P, S, scale)
     for i in range(n):
@@ -137,7 +157,7 @@ def _step(sums, running, scores, keys, values, q, visible, zero, n, t, begin, h,
             store(sums, c, mul(load(sums, c), correction))
         _scale(row, values, h * S + begin, width)
     if n == 1:
-        _values_of_one(sums, scores, values[0], begin, width, h, P, S)
+        _values_of_one(sums, scores, keys[0], values[0], begin, width, h, P, S)
     else:
         _values(sums, scores, values[0], zero, begin, width, h, P, S)
 

@@ -4,11 +4,12 @@
     program.add(operation, items, grain, array, 7, 0.5)     nothing happens yet; 0.5 travels as float32
     program.finish()                                        now it has: results are in the arrays
 
-Each operation's items are cut into chunks of at least `grain`. A thread takes the next chunk that nobody has taken
-(one atomic addition), and goes on to the next operation when all chunks of this one are done:
+Each operation's items are cut into chunks of about `grain`, and each thread has a share of neighbouring chunks, since
+memory is fastest read straight on. It takes one after the other (one atomic addition each), then what is left of the
+others' shares, and goes on to the next operation when all chunks of this one are done:
 
-    thread 0   norm | matmul 0 2 3 5 . | gelu 0 .
-    thread 1   .... | matmul 1 4 6     | gelu 1 2
+    thread 0   norm | matmul 0 1 2 3 | gelu 0 1 .
+    thread 1   .... | matmul 4 5 6   | gelu 2 3
 
 So no thread idles while there is work, nothing depends on how many threads really come (a single one does all chunks,
 a late one finds them done), and a barrier costs a fraction of a microsecond where leaving and entering a region of
@@ -36,7 +37,7 @@ from glmcpu.simd.emit import I64, address
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import Operation
 
-_LINE = 8  # an operation's two counters have a cache line to themselves
+_LINE = 8  # each counter has a cache line to itself
 _PATIENCE = 4096  # turns of a waiting thread before it offers its core to others
 _PAUSE = "llvm.x86.sse2.pause" if platform.machine().lower() in ("x86_64", "amd64") else ""
 _GIVE_WAY = "" if sys.platform == "win32" else "sched_yield"
@@ -94,14 +95,14 @@ class Program:
     def prepare(self) -> Callable[[], None]:
         """A function that runs all operations, as often as it is called, on what the arrays then hold."""
         table, slots = np.array(self._table, np.int64), np.array(self._slots, np.int64)
-        counters = np.zeros(len(table) * _LINE, np.int64)
+        counters = np.zeros(len(table) * (self.threads + 1) * _LINE, np.int64)
 
         def run() -> None:
             counters[:] = 0
             if self.threads > 1:
                 _run_parallel(table, slots, counters, self.threads)
             else:
-                _work(table, slots, counters, 0)
+                _work(table, slots, counters, 0, 1)
 
         return run
 
@@ -114,19 +115,23 @@ def _aligned(size: int) -> memoryview:
 
 
 @kernel()
-def _work(table, slots, counters, worker):
+def _work(table, slots, counters, worker, workers):
     """Thread `worker` of the team: chunk after chunk, operation after operation."""
     for n in range(table.shape[0]):
         function, items, chunks, first = table[n, 0], table[n, 1], table[n, 2], table[n, 3]
-        at = n * _LINE
-        while True:
-            chunk = _fetch_add(counters, at)
-            if chunk >= chunks:
-                break
-            _call(function, slots, first, worker, items * chunk // chunks, items * (chunk + 1) // chunks)
-            _fetch_add(counters, at + 1)
+        done = n * (workers + 1) * _LINE
+        for turn in range(workers):
+            share = (worker + turn) % workers
+            begin, end = chunks * share // workers, chunks * (share + 1) // workers
+            taken = done + (share + 1) * _LINE
+            while True:
+                chunk = begin + _fetch_add(counters, taken)
+                if chunk >= end:
+                    break
+                _call(function, slots, first, worker, items * chunk // chunks, items * (chunk + 1) // chunks)
+                _fetch_add(counters, done)
         turns = 0
-        while _read(counters, at + 1) < chunks:
+        while _read(counters, done) < chunks:
             turns += 1
             if turns < _PATIENCE:
                 _pause()
@@ -137,7 +142,7 @@ def _work(table, slots, counters, worker):
 @kernel(parallel=True)
 def _run_parallel(table, slots, counters, workers):
     for worker in prange(workers):
-        _work(table, slots, counters, worker)
+        _work(table, slots, counters, worker, workers)
 
 
 @intrinsic

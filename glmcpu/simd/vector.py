@@ -8,7 +8,7 @@ variables, cross loops and stand inside a prange; they cannot be stored in Pytho
     store(a, i, v)            and back                      load_part / store_part: the first n lanes only
     splat(x)  add sub mul fma maximum  exp  reduce_add reduce_max  first(n, v, x): x in the lanes from n on
     load_bytes(a, i)  low_nibbles high_nibbles              64 bytes; the halves of bytes
-    prefetch(a, i)                                          asks for a cache line ahead of time
+    prefetch(a, i)  prefetch_far(a, i)                      ask for a cache line ahead of time
 
 Numba has no float16 arrays on the CPU, so halves travel as uint16 and only ever exist as float32 in registers.
 Left out: fast-math. Sums run in the order the kernel states, so one token's result never depends on its neighbours.
@@ -142,18 +142,23 @@ def load_bytes(context: Any, array: Any, index: Any) -> Any:
     return bytes64(array, types.intp), emit
 
 
-@intrinsic
-def prefetch(context: Any, array: Any, index: Any) -> Any:
-    """Asks for the cache line at `index`, which may lie behind the array's end: nothing is read."""
+def _prefetch(locality: int, doc: str) -> Any:
+    def word(context: Any, array: Any, index: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            pointer = builder.bitcast(address(context, builder, signature.args[0], *args), I8.as_pointer())
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+            hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(hint, [pointer, *(ir.Constant(I32, n) for n in (0, locality, 1))])  # for reading; data
+            return context.get_dummy_value()
 
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        pointer = builder.bitcast(address(context, builder, signature.args[0], *args), I8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(hint, [pointer, *(ir.Constant(I32, n) for n in (0, 3, 1))])  # for reading, to keep, data
-        return context.get_dummy_value()
+        return types.void(array, types.intp), emit
 
-    return types.void(array, types.intp), emit
+    word.__doc__ = doc
+    return intrinsic(word)
+
+
+prefetch = _prefetch(3, "Asks for the cache line at `index`, which may lie behind the array's end: nothing is read.")
+prefetch_far = _prefetch(2, "The same into the second-level cache, for what is needed later.")
 
 
 @intrinsic
