@@ -122,14 +122,14 @@ def _values(sums, scores, values, zero, begin, width, h, P, S):
 
 
 @kernel()
-def _values_of_one(sums, scores, keys, values, begin, width, h, P, S):
-    """The same for one query, up to 128 channels at a time. Meanwhile the keys of the next block are fetched."""
+def _values_of_one(sums, scores, keys, following, values, begin, width, h, P, S):
+    """The same for one query, up to 128 channels at a time. Meanwhile the keys from `following` on are fetched."""
     one, none, whole = splat(np.float32(1)), splat(np.float32(0)), P // 128 * 128
     for c in range(0, whole, 128):
         acc, at = tile_load(zeros(8), sums, c, 16), (h * S + begin) * P + c
         for s in range(width):
             for i in range(0, 128, 32):
-                prefetch_far(keys, at + (s + _BLOCK) * P + i)
+                prefetch_far(keys, following + s * P + i)
             acc = tile_fma_rows(acc, values, at + s * P, 16, scores[s])
         tile_store(sums, c, 16, acc, one, none, 16)
     for c in range(whole, P, 16):
@@ -142,7 +142,8 @@ def _values_of_one(sums, scores, keys, values, begin, width, h, P, S):
 @kernel()
 def _step(sums, running, scores, keys, values, q, visible, zero, n, t, begin, h, H, P, S, scale):
     """One block of positions for the n queries of the tile `zero`, from t on."""
-    width = min(_BLOCK, _reach(visible, t, n) - begin)
+    reach = _reach(visible, t, n)
+    width = min(_BLOCK, reach - begin)
     if width <= 0:
         return
     if n == 1:
@@ -157,7 +158,8 @@ def _step(sums, running, scores, keys, values, q, visible, zero, n, t, begin, h,
             store(sums, c, mul(load(sums, c), correction))
         _scale(row, values, h * S + begin, width)
     if n == 1:
-        _values_of_one(sums, scores, keys[0], values[0], begin, width, h, P, S)
+        following = begin + _BLOCK if begin + _BLOCK < reach else S  # the next block, or the next head's first
+        _values_of_one(sums, scores, keys[0], (h * S + following) * P, values[0], begin, width, h, P, S)
     else:
         _values(sums, scores, values[0], zero, begin, width, h, P, S)
 
