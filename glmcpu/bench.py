@@ -24,6 +24,7 @@ import numpy as np
 from glmcpu import formats
 from glmcpu.backends import cpu
 from glmcpu.cache import KVCache
+from glmcpu.kernels import BLOCK
 from glmcpu.kernels.ceiling import Ceilings
 from glmcpu.memory import available_bytes
 from glmcpu.model import Model, read_config
@@ -230,7 +231,7 @@ class _Bench:
         seconds = [s for _ in range(self._plan.repeats) for s in self._steps(self._caches[:batch])]
         read_gb_per_s = (before + self._ceilings.read()) / 2
         middle, context = statistics.median(seconds), len(self._ids)
-        position_bytes = _nbytes(self._caches[0]) / self._caches[0].values.shape[2]
+        position_bytes = _nbytes(self._caches[0]) / -(-self._capacity // BLOCK) / BLOCK
         read_bytes = self._work.weights_bytes + batch * position_bytes * (context + (1 + self._plan.tokens) / 2)
         low, high = _percentiles(seconds)
         return Decode(

@@ -1,9 +1,10 @@
 """The KV cache of one sequence: what attention has seen so far.
 
 Allocated once for the whole context, written in order, never moved. Memory is only taken as positions are filled: the
-system hands out zeroed pages when they are first written. Layout of a layer, see kernels/attention.py:
+system hands out zeroed pages when they are first written, of 2 MB where it can, so what is filled together lies
+together. Layout of a layer, B blocks of 128 positions, P = D filled up to a multiple of 16; see kernels/append.py:
 
-    keys    (H, S/16, P, 16)     values  (H, S, P)       P = D filled up to a multiple of 16, S = capacity to one of 64
+    keys    (B, H, 8, P, 16)     values  (B, H, 128, P)
 
 Numbers are float32, float16 (uint16), or int8 with a float32 scale for each head and position: half the memory, for an
 error of half a step of 1/127 of the largest of the head's channels.
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmcpu import formats
+from glmcpu.kernels import BLOCK
 from glmcpu.memory import alloc
 
 
@@ -28,11 +30,11 @@ class KVCache:
         dtype = KINDS[kind]
         self.H, self.D, self.kind = H, D, kind
         self.length = 0
-        S, P = -(-capacity // 64) * 64, -(-D // 16) * 16
+        B, P = -(-capacity // BLOCK), -(-D // 16) * 16
         self.capacity = capacity
-        self.keys = alloc((L, H, S // 16, P, 16), dtype, "the KV cache")
-        self.values = alloc((L, H, S, P), dtype, "the KV cache")
-        scales = (L, H, S if dtype is np.int8 else 0)
+        self.keys = alloc((L, B, H, BLOCK // 16, P, 16), dtype, "the KV cache")
+        self.values = alloc((L, B, H, BLOCK, P), dtype, "the KV cache")
+        scales = (L, B, H, BLOCK if dtype is np.int8 else 0)
         self.key_scales, self.value_scales = (alloc(scales, np.float32, "the KV cache") for _ in range(2))
 
     def layer(self, n: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
@@ -44,11 +46,12 @@ class KVCache:
         keys, values, key_scales, value_scales = self.layer(layer)
         if keys.dtype == np.uint16:
             keys, values = keys.view(np.float16), values.view(np.float16)
-        k = keys.transpose(1, 3, 0, 2).reshape(-1, self.H, keys.shape[2])[: self.length, :, : self.D].astype(np.float32)
-        v = values.transpose(1, 0, 2)[: self.length, :, : self.D].astype(np.float32)
+        B, H, P = keys.shape[0], self.H, keys.shape[3]
+        k = keys.transpose(0, 2, 4, 1, 3).reshape(B * BLOCK, H, P)[: self.length, :, : self.D].astype(np.float32)
+        v = values.transpose(0, 2, 1, 3).reshape(B * BLOCK, H, P)[: self.length, :, : self.D].astype(np.float32)
         if key_scales.size:
-            k *= key_scales.T[: self.length, :, None]
-            v *= value_scales.T[: self.length, :, None]
+            for numbers, scales in ((k, key_scales), (v, value_scales)):
+                numbers *= scales.transpose(0, 2, 1).reshape(B * BLOCK, H, 1)[: self.length]
         return k, v
 
 
@@ -64,7 +67,7 @@ def kind_beside(weight_formats: Mapping[str, str]) -> str:
 def bytes_for(L: int, H: int, D: int, capacity: int, kind: str) -> int:
     """Memory a full cache takes."""
     numbers = -(-D // 16) * 16 * np.dtype(KINDS[kind]).itemsize
-    return 2 * L * H * (-(-capacity // 64) * 64) * (numbers + (4 if kind == "int8" else 0))
+    return 2 * L * H * (-(-capacity // BLOCK) * BLOCK) * (numbers + (4 if kind == "int8" else 0))
 
 
 @dataclass(frozen=True)

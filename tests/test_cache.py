@@ -21,10 +21,10 @@ def _heads(n: int, H: int, D: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize(("capacity", "D"), [(1, 8), (64, 16), (65, 24), (2048, 128)])
 def test_the_layout_is_the_documented_one_and_empty(capacity: int, D: int, kind: str) -> None:
     L, H = 2, 3
-    S, P = -(-capacity // 64) * 64, -(-D // 16) * 16
+    B, P = -(-capacity // 128), -(-D // 16) * 16
     cache = KVCache(L, H, D, capacity, kind)
-    assert cache.keys.shape == (L, H, S // 16, P, 16)
-    assert cache.values.shape == (L, H, S, P)
+    assert cache.keys.shape == (L, B, H, 8, P, 16)
+    assert cache.values.shape == (L, B, H, 128, P)
     assert (cache.length, cache.capacity) == (0, capacity)
     arrays = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
     assert sum(a.nbytes for a in arrays) == bytes_for(L, H, D, capacity, kind)

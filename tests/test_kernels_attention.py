@@ -58,7 +58,7 @@ def _reference(
     seen = np.concatenate([np.ones(S - t, np.int64), visible])
     segment = Segment(0, S, np.arange(S), seen, KVCache(1, H, D, S, "f32"))
     unturned = np.ones((S, D // 2), F32)
-    batch = Batch(qkv, unturned, 0 * unturned, [segment])
+    batch = Batch(unturned, 0 * unturned, [segment])
     return reference.Backend().attend(qkv, 0, batch, H, 2)[S - t :]
 
 
@@ -147,8 +147,8 @@ def test_what_lies_behind_the_visible_positions_is_not_read() -> None:
     q, k, v = _qkv(1, 2, 16, 20)
     cache = _cache(k, v, "f32")
     clean = _attend(q, cache, np.array([5]))
-    cache.values[:, :, 5:] = np.nan
-    cache.keys[:, :, 1:] = np.nan
+    cache.values[:, :, :, 5:] = np.nan
+    cache.keys[:, :, :, 1:] = np.nan
     assert _attend(q, cache, np.array([5])).tobytes() == clean.tobytes()
 
 

@@ -22,14 +22,12 @@ NAMES = ("cpu", "reference")
 
 @dataclass(frozen=True)
 class Batch:
-    """What a forward over T tokens starts from.
+    """Where the T tokens of a forward stand.
 
-    x          (T, C) rows of the embedding
     cos, sin   (T, D/2) angles of the positions
     segments   which tokens belong to which sequence
     """
 
-    x: Floats
     cos: Floats
     sin: Floats
     segments: Sequence[Segment]
@@ -47,9 +45,9 @@ class Backend(Protocol):
     def exclusive(self) -> AbstractContextManager[object]:
         """Held around a forward: kernels of one process run one call at a time. Everything is finished at its end."""
 
-    def repeat(self, batch: "Batch", compute: Callable[["Batch"], Floats]) -> Floats:
-        """compute(batch), finished. It is called with few tokens again and again, and its operations are the same for
-        batches of the same segments: a backend may keep them and repeat them on other numbers.
+    def repeat(self, x: Floats, batch: Batch, compute: Callable[[Floats, Batch], Floats]) -> Floats:
+        """compute(x, batch), finished, for the residual x (T, C) of few tokens. It is called again and again, and its
+        operations are the same for batches of the same segments: a backend may keep and repeat them on other numbers.
         """
 
     def finish(self) -> None:

@@ -55,7 +55,7 @@ class Backend:
         """Runs what was written down."""
         self._program.finish()
 
-    def repeat(self, batch: Batch, compute: Callable[[Batch], Floats]) -> Floats:
+    def repeat(self, x: Floats, batch: Batch, compute: Callable[[Floats, Batch], Floats]) -> Floats:
         """Writes the operations down once for each shape, and then only runs them.
 
         What was written down is kept as long as the first sequence's cache, and one set of sequences at a time.
@@ -69,11 +69,11 @@ class Backend:
             self._program.finish()
             written, self._program = self._program, Program(self.threads)
             try:
-                out = compute(batch)
-                kept[shape] = _Kept(self._program, self._program.prepare(), _inputs(batch), out)
+                out = compute(x, batch)
+                kept[shape] = _Kept(self._program, self._program.prepare(), _inputs(x, batch), out)
             finally:
                 self._program = written
-        return kept[shape].run(_inputs(batch))
+        return kept[shape].run(_inputs(x, batch))
 
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
         """Of the kind asked for, or float16 beside quantized weights."""
@@ -117,10 +117,10 @@ class Backend:
         return out
 
 
-def _inputs(batch: Batch) -> list[NDArray[Any]]:
+def _inputs(x: Floats, batch: Batch) -> list[NDArray[Any]]:
     """The arrays that operations read, without the caches."""
     places = [array for segment in batch.segments for array in (segment.places, segment.visible)]
-    return [batch.x, batch.cos, batch.sin, *places]
+    return [x, batch.cos, batch.sin, *places]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from glmcpu import formats
 from glmcpu.backends import Batch
 from glmcpu.cache import KVCache
 from glmcpu.formats import Weight
+from glmcpu.kernels import BLOCK
 
 Floats = NDArray[np.float32]
 
@@ -32,9 +33,9 @@ class Backend:
         """NumPy needs no protection."""
         return nullcontext()
 
-    def repeat(self, batch: Batch, compute: Callable[[Batch], Floats]) -> Floats:
+    def repeat(self, x: Floats, batch: Batch, compute: Callable[[Floats, Batch], Floats]) -> Floats:
         """Computes it anew."""
-        return compute(batch)
+        return compute(x, batch)
 
     def finish(self) -> None:
         """Everything is done when it is asked for."""
@@ -115,9 +116,10 @@ def split_rotate(qkv: Floats, cos: Floats, sin: Floats, heads: int, parts: int) 
 
 def _append(cache: KVCache, layer: int, k: Floats, v: Floats, places: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Writes t new positions (t, H, D) and returns all positions of the layer, (S, H, D) each."""
-    D, after = k.shape[2], places[-1] + 1
-    cache.keys[layer][:, places // 16, :D, places % 16] = k
-    cache.values[layer][:, places, :D] = v.transpose(1, 0, 2)
-    keys = cache.keys[layer].transpose(1, 3, 0, 2).reshape(-1, k.shape[1], cache.keys.shape[3])
-    values = cache.values[layer].transpose(1, 0, 2)
+    (_, H, D), after = k.shape, places[-1] + 1
+    block, place = places // BLOCK, places % BLOCK
+    cache.keys[layer][block, :, place // 16, :D, place % 16] = k
+    cache.values[layer][block, :, place, :D] = v
+    keys = cache.keys[layer].transpose(0, 2, 4, 1, 3).reshape(-1, H, cache.keys.shape[4])
+    values = cache.values[layer].transpose(0, 2, 1, 3).reshape(-1, H, cache.values.shape[4])
     return keys[:after, :, :D], values[:after, :, :D]

@@ -1,11 +1,11 @@
 """How keys and values are kept, and the writing of new ones: split into heads, turned by their positions, narrowed.
 
-    keys    (H, S/16, P, 16)   for each block of 16 positions and each channel, the 16 positions side by side
-    values  (H, S, P)          one row of channels for each position
+    keys    (B, H, 8, P, 16)   for each 128 positions, head, 16 of the positions and channel: the 16 side by side
+    values  (B, H, 128, P)     for each 128 positions, head and position: one row of channels
 
 in float32, float16 (uint16), or int8 with one scale for each head and position, the largest magnitude / 127. P is D
-filled up with zeros to a multiple of 16, S is a multiple of 64. So both products of attention are sums of vectors times
-a number, as in formats/f32.py, and nothing is summed across lanes.
+filled up with zeros to a multiple of 16. So both products of attention are sums of vectors times a number, as in
+formats/f32.py, and nothing is summed across lanes; and a cache takes memory as it fills.
 
 Kernels get keys and values as tuples: (numbers,), or (numbers, scales). Numba compiles the branch for that length only.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glmcpu.kernels import BLOCK
 from glmcpu.kernels.rotary import rotate
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, halves, int64s, operation, signed_bytes, tail
@@ -22,7 +23,7 @@ from glmcpu.simd.program import Program
 from glmcpu.simd.vector import absolute, load, maximum, mul, reduce_max, scatter, splat, store
 
 Layer = tuple[NDArray[Any], NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
-"""Keys, values, and for int8 the scales (H, S) of both: one layer of a cache.KVCache."""
+"""Keys, values, and for int8 the scales (B, H, 128) of both: one layer of a cache.KVCache."""
 
 
 def append(
@@ -40,22 +41,22 @@ def append(
     qkv (t, H*3*D) lies head by head as [q_h | k_h | v_h]; cos and sin (t, D/2) are as in rotary.py.
     Returns the turned queries (t, H, P), D filled up with zeros.
     """
-    t, H, S, P = len(qkv), *layer[1].shape
+    t, (_, H, _, P) = len(qkv), layer[1].shape
     D = qkv.shape[1] // (3 * heads)
     q, rows = program.empty(t, H, P), program.empty(program.threads, P)
-    arguments = (*layer, q, qkv, cos, sin, places, rows, H, D, P, S, parts)
+    arguments = (*layer, q, qkv, cos, sin, places, rows, H, D, P, parts)
     program.add(_APPEND[layer[1].dtype.type], t * H, 16, *arguments)
     return q
 
 
 @kernel()
-def _append_range(keys, values, q, qkv, cos, sin, places, row, H, D, P, S, parts, begin, end):
+def _append_range(keys, values, q, qkv, cos, sin, places, row, H, D, P, parts, begin, end):
     """Heads begin..end of the t * H new ones; `row` is room for one."""
     for i in range(D, P):
         row[i] = 0
     for new in range(begin, end):
         h, t, at = new % H, new // H, new * 3 * D
-        place = h * S + places[t]
+        place = (places[t] // BLOCK * H + h) * BLOCK + places[t] % BLOCK
         rotate(row, qkv, at, cos, sin, t * (D // 2), D, parts)
         for c in range(0, P, 16):
             store(q, new * P + c, load(row, c))
@@ -87,7 +88,7 @@ def _to_codes(row, kept, place, P):
 @kernel()
 def _append_of(keys, values, a, worker, begin, end):
     arrays = floats(a, 4), floats(a, 5), floats(a, 6), floats(a, 7), int64s(a, 8), tail(floats(a, 9), worker * a[12])
-    _append_range(keys, values, *arrays, a[10], a[11], a[12], a[13], a[14], begin, end)
+    _append_range(keys, values, *arrays, a[10], a[11], a[12], a[13], begin, end)
 
 
 @operation

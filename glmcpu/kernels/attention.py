@@ -12,6 +12,7 @@ and sums run over positions in order, so results depend neither on the threads n
 import numpy as np
 from numpy.typing import NDArray
 
+from glmcpu.kernels import BLOCK
 from glmcpu.kernels.append import Layer
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, halves, int64s, number, operation, signed_bytes, tail
@@ -32,7 +33,6 @@ from glmcpu.simd.vector import (
     sub,
 )
 
-_BLOCK = 128  # positions
 _QUERIES = 32  # of a job
 _RUNNING = 32  # numbers for each query: 16 times the largest score so far, 16 times the sum
 
@@ -47,32 +47,32 @@ def attend(
     """out (t, H*D) = attention of q (t, H, P) over one layer's cache; visible (t,) >= 1 positions each."""
     t, H, P = q.shape
     values = layer[1]
-    D, S = out.shape[1] // H, values.shape[1]
-    scratch = program.empty(program.threads, TILE * _BLOCK + _QUERIES * (P + _RUNNING))
-    arguments = (*layer, out, q, visible, scratch, scratch.shape[1], t, H, P, D, S, float(1 / np.sqrt(D)))
+    D = out.shape[1] // H
+    scratch = program.empty(program.threads, TILE * BLOCK + _QUERIES * (P + _RUNNING))
+    arguments = (*layer, out, q, visible, scratch, scratch.shape[1], t, H, P, D, float(1 / np.sqrt(D)))
     program.add(_ATTEND[values.dtype.type], H * -(-t // _QUERIES), 1, *arguments)
 
 
 @kernel()
-def _scores(scores, q, keys, zero, q_at, q_stride, begin, width, h, P, S, scale):
-    """scores[i, s] = q_i . k_(begin + s) * scale for the tile's queries, s in 0..width; blocks of 16."""
+def _scores(scores, q, keys, zero, q_at, q_stride, place, width, P, scale):
+    """scores[i, s] = q_i . k_(place + s) * scale for the tile's queries, s in 0..width; blocks of 16."""
     none = splat(np.float32(0))
     for s in range(0, width, 16):
-        acc, at = zero, (h * S + begin + s) * P
+        acc, at = zero, (place + s) * P
         for c in range(P):
             acc = tile_fma(acc, load(keys, at + c * 16), q, q_at + c, q_stride)
-        tile_store(scores, s, _BLOCK, acc, splat(scale), none, 16)
+        tile_store(scores, s, BLOCK, acc, splat(scale), none, 16)
 
 
 @kernel()
-def _scores_of_one(scores, q, keys, values, q_at, begin, width, h, P, S, scale):
+def _scores_of_one(scores, q, keys, values, q_at, place, width, P, scale):
     """The same for one query; four blocks at a time, since additions to one register would wait for each other.
 
     Meanwhile the block's values are fetched: they are read next.
     """
     none = splat(np.float32(0))
     for s in range(0, width, 64):
-        acc, at = zeros(4), (h * S + begin + s) * P
+        acc, at = zeros(4), (place + s) * P
         for c in range(P):
             prefetch_far(values, at + c * 64)
             prefetch_far(values, at + c * 64 + 32)
@@ -111,57 +111,59 @@ def _softmax(scores, running, n, width):
 
 
 @kernel()
-def _values(sums, scores, values, zero, begin, width, h, P, S):
-    """sums[i] += sum over s of scores[i, s] * v_(begin + s) for the tile's queries."""
+def _values(sums, scores, values, zero, place, width, P):
+    """sums[i] += sum over s of scores[i, s] * v_(place + s) for the tile's queries."""
     one, none = splat(np.float32(1)), splat(np.float32(0))
     for c in range(0, P, 16):
-        acc, at = tile_load(zero, sums, c, P), (h * S + begin) * P + c
+        acc, at = tile_load(zero, sums, c, P), place * P + c
         for s in range(width):
-            acc = tile_fma(acc, load(values, at + s * P), scores, s, _BLOCK)
+            acc = tile_fma(acc, load(values, at + s * P), scores, s, BLOCK)
         tile_store(sums, c, P, acc, one, none, 16)
 
 
 @kernel()
-def _values_of_one(sums, scores, keys, following, values, begin, width, h, P, S):
+def _values_of_one(sums, scores, keys, following, values, place, width, P):
     """The same for one query, up to 128 channels at a time. Meanwhile the keys from `following` on are fetched."""
     one, none, whole = splat(np.float32(1)), splat(np.float32(0)), P // 128 * 128
     for c in range(0, whole, 128):
-        acc, at = tile_load(zeros(8), sums, c, 16), (h * S + begin) * P + c
+        acc, at = tile_load(zeros(8), sums, c, 16), place * P + c
         for s in range(width):
             for i in range(0, 128, 32):
                 prefetch_far(keys, following + s * P + i)
             acc = tile_fma_rows(acc, values, at + s * P, 16, scores[s])
         tile_store(sums, c, 16, acc, one, none, 16)
     for c in range(whole, P, 16):
-        single, at = tile_load(zeros(1), sums, c, 16), (h * S + begin) * P + c
+        single, at = tile_load(zeros(1), sums, c, 16), place * P + c
         for s in range(width):
             single = tile_fma_rows(single, values, at + s * P, 16, scores[s])
         tile_store(sums, c, 16, single, one, none, 16)
 
 
 @kernel()
-def _step(sums, running, scores, keys, values, q, visible, zero, n, t, begin, h, H, P, S, scale):
+def _step(sums, running, scores, keys, values, q, visible, zero, n, t, begin, h, H, P, scale):
     """One block of positions for the n queries of the tile `zero`, from t on."""
     reach = _reach(visible, t, n)
-    width = min(_BLOCK, reach - begin)
+    width = min(BLOCK, reach - begin)
     if width <= 0:
         return
+    place = (begin // BLOCK * H + h) * BLOCK
     if n == 1:
-        _scores_of_one(scores, q, keys[0], values[0], (t * H + h) * P, begin, width, h, P, S, scale)
+        _scores_of_one(scores, q, keys[0], values[0], (t * H + h) * P, place, width, P, scale)
     else:
-        _scores(scores, q, keys[0], zero, (t * H + h) * P, H * P, begin, width, h, P, S, scale)
+        _scores(scores, q, keys[0], zero, (t * H + h) * P, H * P, place, width, P, scale)
     for i in range(n):
-        row = tail(scores, i * _BLOCK)
-        _scale(row, keys, h * S + begin, width)
+        row = tail(scores, i * BLOCK)
+        _scale(row, keys, place, width)
         correction = _softmax(row, tail(running, i * _RUNNING), visible[t + i] - begin, width)
         for c in range(i * P, (i + 1) * P, 16):
             store(sums, c, mul(load(sums, c), correction))
-        _scale(row, values, h * S + begin, width)
+        _scale(row, values, place, width)
     if n == 1:
-        following = begin + _BLOCK if begin + _BLOCK < reach else S  # the next block, or the next head's first
-        _values_of_one(sums, scores, keys[0], (h * S + following) * P, values[0], begin, width, h, P, S)
+        # The keys of the next block, or of the next head's first.
+        following = place + H * BLOCK if begin + BLOCK < reach else (h + 1) * BLOCK
+        _values_of_one(sums, scores, keys[0], following * P, values[0], place, width, P)
     else:
-        _values(sums, scores, values[0], zero, begin, width, h, P, S)
+        _values(sums, scores, values[0], zero, place, width, P)
 
 
 @kernel()
@@ -174,7 +176,7 @@ def _reach(visible, t, n):
 
 
 @kernel()
-def _attend_range(keys, values, out, q, visible, scores, sums, running, t, H, P, D, S, scale, begin, end):
+def _attend_range(keys, values, out, q, visible, scores, sums, running, t, H, P, D, scale, begin, end):
     """Jobs begin..end: head by head, 32 queries each."""
     jobs = (t + _QUERIES - 1) // _QUERIES
     nothing, lowest = splat(np.float32(0)), splat(np.float32(-np.inf))
@@ -186,15 +188,15 @@ def _attend_range(keys, values, out, q, visible, scores, sums, running, t, H, P,
             store(running, i * _RUNNING + 16, nothing)
             for c in range(i * P, (i + 1) * P, 16):
                 store(sums, c, nothing)
-        for at in range(0, _reach(visible, from_t, n), _BLOCK):
+        for at in range(0, _reach(visible, from_t, n), BLOCK):
             i = 0
             while i < n:
                 own = tail(sums, i * P), tail(running, i * _RUNNING), scores
                 if n - i >= TILE:
-                    _step(*own, keys, values, q, visible, zeros(TILE), TILE, from_t + i, at, h, H, P, S, scale)
+                    _step(*own, keys, values, q, visible, zeros(TILE), TILE, from_t + i, at, h, H, P, scale)
                     i += TILE
                 else:
-                    _step(*own, keys, values, q, visible, zeros(1), 1, from_t + i, at, h, H, P, S, scale)
+                    _step(*own, keys, values, q, visible, zeros(1), 1, from_t + i, at, h, H, P, scale)
                     i += 1
         for i in range(n):
             inverse = np.float32(1) / running[i * _RUNNING + 16]
@@ -205,9 +207,9 @@ def _attend_range(keys, values, out, q, visible, scores, sums, running, t, H, P,
 @kernel()
 def _attend_of(keys, values, a, worker, begin, end):
     P, scores = a[11], tail(floats(a, 7), worker * a[8])
-    sums = tail(scores, TILE * _BLOCK)
+    sums = tail(scores, TILE * BLOCK)
     arrays = floats(a, 4), floats(a, 5), int64s(a, 6), scores, sums, tail(sums, _QUERIES * P)
-    _attend_range(keys, values, *arrays, a[9], a[10], P, a[12], a[13], number(a, 14), begin, end)
+    _attend_range(keys, values, *arrays, a[9], a[10], P, a[12], number(a, 13), begin, end)
 
 
 @operation

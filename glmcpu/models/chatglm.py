@@ -167,12 +167,14 @@ class ChatGLM:
         """
         ids, positions, segments = self._lay_out(parts)
         with self._backend.exclusive():
-            cos, sin = rotary_tables(positions, self.config.channels // self.config.heads)
-            batch = Batch(self._backend.rows(self._embedding, ids), cos, sin, segments)
+            batch = Batch(*rotary_tables(positions, self.config.channels // self.config.heads), segments)
+            x = self._backend.rows(self._embedding, ids)
             if len(ids) <= _FEW and after_layer is None and (every or len(ids) == len(parts)):
-                scores = self._backend.repeat(batch, lambda batch: self._scores(self._blocks(batch)))
+                scores = self._backend.repeat(x, batch, lambda x, batch: self._scores(self._blocks([x], batch)))
             else:
-                x = self._blocks(batch, after_layer)
+                residual = [x]
+                del x
+                x = self._blocks(residual, batch, after_layer)
                 self._backend.finish()
                 if after_layer:
                     after_layer(len(self._layers), x)
@@ -184,25 +186,27 @@ class ChatGLM:
             segment.cache.length += segment.end - segment.begin
         return scores
 
-    def _blocks(self, batch: Batch, after_layer: Observer | None = None) -> Floats:
-        """The residual (T, C) after all layers."""
-        x = batch.x
-        for n, layer in enumerate(self._layers):
+    def _blocks(self, residual: list[Floats], batch: Batch, after_layer: Observer | None = None) -> Floats:
+        """The residual (T, C) after all layers.
+
+        It is taken out of the list, and nobody holds on to what has been read: with a long prompt each is 30 MB.
+        """
+        x, epsilon = residual.pop(), self.config.epsilon
+        for n, w in enumerate(self._layers):
             if after_layer:
                 self._backend.finish()
                 after_layer(n, x)
-            x = self._block(x, n, layer, batch)
+            h = self._backend.layer_norm(x, w.attention_norm.scale, w.attention_norm.shift, epsilon)
+            del x
+            x = self._backend.scale_add(h, ALPHA, self._attention(h, n, w, batch))
+            h = self._backend.layer_norm(x, w.mlp_norm.scale, w.mlp_norm.shift, epsilon)
+            del x
+            x = self._backend.scale_add(h, ALPHA, self._mlp(h, w))
         return x
 
     def _scores(self, x: Floats) -> Floats:
         x = self._backend.layer_norm(x, self._final_norm.scale, self._final_norm.shift, self.config.epsilon)
         return self._backend.linear(x, self._lm_head)
-
-    def _block(self, x: Floats, n: int, w: _Layer, batch: Batch) -> Floats:
-        h = self._backend.layer_norm(x, w.attention_norm.scale, w.attention_norm.shift, self.config.epsilon)
-        x = self._backend.scale_add(h, ALPHA, self._attention(h, n, w, batch))
-        h = self._backend.layer_norm(x, w.mlp_norm.scale, w.mlp_norm.shift, self.config.epsilon)
-        return self._backend.scale_add(h, ALPHA, self._mlp(h, w))
 
     def _attention(self, h: Floats, n: int, w: _Layer, batch: Batch) -> Floats:
         qkv = self._backend.linear(h, w.qkv)  # (T, H*3*D)

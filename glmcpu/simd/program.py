@@ -64,6 +64,7 @@ class Program:
         whoever reads it has run by then.
         """
         size = -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64
+        size = min((n for n, buffers in self._free.items() if n >= size and buffers), default=size)
         free = self._free.setdefault(size, [])
         buffer = free.pop() if free else _aligned(size)
         self._alive.append(buffer)
