@@ -13,7 +13,9 @@ from glmcpu.errors import UsageError
 def _run(form: str, batches: tuple[int, ...]) -> Run:
     prefill = [Prefill(T, 80.0, (70.0, 85.0), T / 80, 400.0, 470.0, 0.85) for T in (128, 512)]
     decode = [Decode(S, B, 10.0 * B, (9.0 * B, 11.0 * B), 100.0, 36.0, 40.0, 0.9) for S in (128, 512) for B in batches]
-    return Run("a <model>", form, "a CPU", "avx2", 2, "omp", 1, 40.0, 470.0, 118.0, 0.1, 1.6, None, prefill, decode)
+    return Run(
+        "a <model>", form, "f16", "a CPU", "avx2", 2, "omp", 1, 40.0, 470.0, 118.0, 0.1, 1.6, None, prefill, decode
+    )
 
 
 def test_a_missing_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -49,6 +51,6 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_run_without_rows_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    empty = Run("m", "int4", "c", "avx2", 1, "omp", 1, 1.0, 1.0, 1.0, 1.0, None, None, [], [])
+    empty = Run("m", "int4", "f16", "c", "avx2", 1, "omp", 1, 1.0, 1.0, 1.0, 1.0, None, None, [], [])
     plot.draw([empty], str(tmp_path / "x.svg"))
     assert (tmp_path / "x.svg").stat().st_size > 1000
