@@ -143,7 +143,7 @@ class PackedFile:
         has_bias = f"{name}.bias" in self._header.tensors
         bias = self.vector(f"{name}.bias", O) if has_bias else np.zeros(O, np.float32)
         bias.flags.writeable = False  # one Numba type for all
-        return Weight(kind, arrays, bias, O, I)
+        return Weight(kind, arrays, bias, O, I, name)
 
     def vector(self, name: str, n: int) -> NDArray[np.float32]:
         """A float32 tensor (n,)."""

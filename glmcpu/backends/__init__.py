@@ -3,7 +3,7 @@
 Models are given a backend and know none: with `reference` the forward is the oracle, with `cpu` the product.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +18,8 @@ from glmcpu.formats import Weight
 
 Floats = NDArray[np.float32]
 NAMES = ("cpu", "reference")
+
+_SLAB = 512  # tokens
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Backend(Protocol):
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
         """Rows `ids` (T,) of an embedding: (T, C)."""
 
-    def empty(self, T: int, C: int) -> Floats:
-        """Room for results."""
+    def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
+        """compute(h, None) (T, O), or compute(some tokens of h, their rows of the result) as often as it takes:
+        what is wide in between need not exist for all tokens of a long prompt at once.
+        """
 
     def linear(self, x: Floats, weight: Weight, out: Floats | None = None) -> Floats:
         """x (T, I) @ weight.T + bias: (T, O), written to `out` if it is given."""
@@ -79,6 +83,12 @@ class Backend(Protocol):
 
         Writes the new keys and values to the caches; their length stays.
         """
+
+
+def slabs(T: int) -> Iterator[slice]:
+    """T tokens, some hundred at a time."""
+    for begin in range(0, T, _SLAB):
+        yield slice(begin, begin + _SLAB)
 
 
 def load(name: str, threads: int | None = None, cache: str | None = None) -> Backend:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmcpu import formats
-from glmcpu.backends import Batch
+from glmcpu.backends import Batch, slabs
 from glmcpu.cache import KVCache, kind_beside
 from glmcpu.formats import Weight
 from glmcpu.kernels import activations, append, attention, norms, threads
@@ -83,14 +83,17 @@ class Backend:
         """Rows of the embedding table."""
         return formats.rows(weight, ids)
 
-    def empty(self, T: int, C: int) -> Floats:
-        """Memory of the program."""
-        return self._program.empty(T, C)
+    def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
+        """Some hundred tokens at a time, written to memory of the program."""
+        out = self._program.empty(len(h), O)
+        for some in slabs(len(h)):
+            compute(h[some], out[some])
+        return out
 
     def linear(self, x: Floats, weight: Weight, out: Floats | None = None) -> Floats:
         """The format's own matrix product."""
         if out is None:
-            out = self.empty(len(x), weight.O)
+            out = self._program.empty(len(x), weight.O)
         formats.load(weight.format).matmul(self._program, out, x, weight.arrays, weight.bias)
         return out
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmcpu import formats
-from glmcpu.backends import Batch
+from glmcpu.backends import Batch, slabs
 from glmcpu.cache import KVCache
 from glmcpu.formats import Weight
 from glmcpu.kernels import BLOCK
@@ -48,14 +48,17 @@ class Backend:
         """Rows of the embedding table."""
         return formats.rows(weight, ids)
 
-    def empty(self, T: int, C: int) -> Floats:
-        """Plain memory."""
-        return np.empty((T, C), np.float32)
+    def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
+        """A prompt's tokens a slab at a time."""
+        out = np.empty((len(h), O), np.float32)
+        for some in slabs(len(h)):
+            compute(h[some], out[some])
+        return out
 
     def linear(self, x: Floats, weight: Weight, out: Floats | None = None) -> Floats:
         """y = x W^T + b, a slab of outputs at a time."""
         if out is None:
-            out = self.empty(len(x), weight.O)
+            out = np.empty((len(x), weight.O), np.float32)
         for begin in range(0, weight.O, 4096):
             end = min(begin + 4096, weight.O)
             out[:, begin:end] = x @ formats.unpack(weight, begin, end).T + weight.bias[begin:end]

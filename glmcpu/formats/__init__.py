@@ -59,6 +59,7 @@ class Weight:
     bias: NDArray[np.float32]
     O: int
     I: int
+    name: str = ""
 
 
 def names() -> list[str]:

@@ -28,7 +28,6 @@ from glmcpu.models import Observer, Part, Store
 # sqrt(2 * layers) with the official 28 in every size: the model class does not pass its layer count on to the blocks.
 ALPHA = 7.483314773547883
 
-_SLAB = 512  # tokens
 _FEW = 16  # tokens of a forward that is worth writing down: the steps of an answer, not a prompt
 
 
@@ -214,12 +213,10 @@ class ChatGLM:
         return self._backend.linear(attended, w.attention_out)
 
     def _mlp(self, h: Floats, w: _Layer) -> Floats:
-        """Some hundred tokens at a time: the wide activations of a long prompt would be the largest thing in memory."""
-        backend, out = self._backend, self._backend.empty(len(h), w.mlp_down.O)
-        for begin in range(0, len(h), _SLAB):
-            some = slice(begin, begin + _SLAB)
-            backend.linear(backend.gelu(backend.linear(h[some], w.mlp_up)), w.mlp_down, out[some])
-        return out
+        def up_and_down(h: Floats, out: Floats | None) -> Floats:
+            return self._backend.linear(self._backend.gelu(self._backend.linear(h, w.mlp_up)), w.mlp_down, out)
+
+        return self._backend.in_slabs(h, w.mlp_down.O, up_and_down)
 
     def _lay_out(self, parts: Sequence[Part]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Segment]]:
         """The parts' new tokens end to end: ids (T,), positions (T, parts of the rotary), one segment for each."""
