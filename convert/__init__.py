@@ -1,17 +1,19 @@
 """From a checkpoint to a packed model: `glmcpu.convert.convert`.
 
     folder or hub name -> checkpoint (readers without torch) -> official names and shapes checked -> packed file
+    packed model in f16 or f32 -> a smaller one
 
 What is checked before the first byte is written: that the files are whole and of one revision, that every tensor the
 config demands is there in the right shape, that the disk has room.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +22,12 @@ from typing import Any
 from glmcpu import files, formats, limits, packed, store
 from glmcpu.errors import DataError, MachineError, Notice, UsageError, printable, shown
 from glmcpu.model import open_tokenizer
-from glmcpu.models.chatglm import Config
 
 from . import chatglm, writer
-from .checkpoint import LAYOUTS, Checkpoint, open_checkpoint
+from .chatglm import Source
+from .checkpoint import LAYOUTS, open_checkpoint
+from .origin import Origin
+from .packed_source import EXACT, open_packed
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,10 +44,11 @@ def convert(
 ) -> Path:
     """Converts a checkpoint into one packed file and returns its path.
 
-    source       a folder, or the name of a model on the hub ("THUDM/chatglm-6b"; `revision` and `offline` are for it)
+    source       a folder, the name of a model on the hub ("THUDM/chatglm-6b"; `revision` and `offline` are for it), or
+                 a packed model in f16 or f32: FILE.safetensors
     destination  a file; default: NAME-WEIGHTS.safetensors in the models folder. An earlier packed model is replaced
-    weights      a format: f32 f16 int8 int4 int4_g32
-    tokenizer    ice_text.model, when the folder has none; without one the model speaks ids only
+    weights      a format, one of glmcpu.formats.names()
+    tokenizer    ice_text.model, when the source has none; without one the model speaks ids only
     progress     progress(stage, bytes done, bytes in all)
 
     An official int8 or int4 checkpoint keeps its codes and scales when `weights` is the same number of bits. Raises
@@ -51,29 +56,26 @@ def convert(
     """
     formats.load(weights)
     report = progress or (lambda stage, done, total: None)
-    folder, name, commit, hashes = _locate(os.fspath(source), revision, offline, report)
+    path, name, commit, hashes = _locate(os.fspath(source), revision, offline, report)
     target = store.home() / f"{name}-{weights}{store.SUFFIX}" if destination is None else _target(destination)
-    with open_checkpoint(folder) as checkpoint:
-        _check_target(target, folder)
-        for note in checkpoint.notes:
-            warnings.warn(f"{shown(folder)}: {note}", Notice, stacklevel=2)
-        config_name = shown(folder / "config.json")
-        config = chatglm.read_config(checkpoint.config, checkpoint.tokenizer_config, config_name)
-        sources = chatglm.sources(checkpoint, config, shown(folder))
-        chosen = _formats(checkpoint, sources, weights)
+    with _opened(path, commit) as origin:
+        _check_target(target, path)
+        for note in origin.notes:
+            warnings.warn(f"{origin.name}: {note}", Notice, stacklevel=2)
+        chosen = _formats(origin, weights)
         contents = packed.Contents(
             generation=chatglm.GENERATION,
             weights=weights,
-            config=asdict(config),
+            config=asdict(origin.config),
             formats=chosen,
-            source=_source(checkpoint, commit),
+            source=origin.about,
             checksums={},
         )
-        data = _tokenizer(checkpoint, tokenizer, config)
-        job = writer.Job(checkpoint, sources, chatglm.vectors(config), chosen, data, contents, shown(folder))
+        data = _tokenizer(origin, tokenizer)
+        job = writer.Job(origin.tensors, origin.sources, origin.vectors, chosen, data, contents, origin.name)
         stop = threading.Event()
         with ThreadPoolExecutor(1) as pool:  # hashes the files while they are converted and in the page cache
-            hashing = pool.submit(_source_files, checkpoint.files, hashes, stop)
+            hashing = pool.submit(_source_files, origin.tensors.files, hashes, stop)
             try:
                 writer.write(job, target, hashing.result, report)
             finally:
@@ -81,16 +83,45 @@ def convert(
     return target
 
 
+@contextlib.contextmanager
+def _opened(path: Path, commit: str) -> Iterator[Origin]:
+    """The model at `path`, its tensors compared with what the config demands; raises DataError and MachineError."""
+    if path.suffix == store.SUFFIX and not path.is_dir():
+        with open_packed(path) as origin:
+            yield origin
+        return
+    with open_checkpoint(path) as checkpoint:
+        config_name = shown(path / "config.json")
+        config = chatglm.read_config(checkpoint.config, checkpoint.tokenizer_config, config_name)
+        sources = chatglm.sources(checkpoint, config, shown(path))
+        name = checkpoint.config.get("_name_or_path")
+        yield Origin(
+            name=shown(path),
+            tensors=checkpoint,
+            config=config,
+            sources=sources,
+            dtypes={ours: checkpoint.tensors[source.weight].dtype for ours, source in sources.items()},
+            vectors=chatglm.vectors(config),
+            tokenizer=checkpoint.tokenizer,
+            notes=checkpoint.notes,
+            about={"name": name if isinstance(name, str) else "", "revision": commit},
+        )
+
+
 def _locate(
     source: str, revision: str | None, offline: bool, report: Progress
 ) -> tuple[Path, str, str, dict[str, str | None]]:
-    """The folder, the model's name, and from the hub the commit and the SHA-256 of files it has vouched for."""
+    """The folder or file, the model's name, and from the hub the commit and the SHA-256 of files it has vouched for."""
     path = files.expanded(source)
-    if files.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    packed_name = source.endswith(store.SUFFIX)
+    if files.exists(path) or packed_name or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         if revision is not None:
             raise UsageError(
-                f"--revision {printable(revision)} is for models on the hub, and {printable(source)} is a folder"
+                f"--revision {printable(revision)} is for models on the hub, and {printable(source)} is on this machine"
             )
+        if packed_name and not path.is_dir():
+            path = store.find(path)
+            return path, re.sub(f"-({'|'.join(EXACT)})$", "", path.name.removesuffix(store.SUFFIX)), "", {}
         return path, path.resolve().name, "", {}
     from . import hub
 
@@ -110,46 +141,46 @@ def _target(destination: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
-def _check_target(target: Path, folder: Path) -> None:
-    """Refuses to write over anything but an earlier packed model, and to become part of the checkpoint."""
+def _check_target(target: Path, source: Path) -> None:
+    """Refuses to write over anything but an earlier packed model, and over the source or into it."""
     name = shown(target)
-    if target.name in LAYOUTS and target.parent.resolve() == folder.resolve():
+    if target.name in LAYOUTS and target.parent.resolve() == source.resolve():
         raise UsageError(f"{name}: would be taken for the checkpoint's own weights; choose another name or folder")
     if not files.exists(target):
         return
     if target.is_dir():
         raise UsageError(f"{name}: is a folder; name the file to write")
+    if target.samefile(source):
+        raise UsageError(f"{name}: is the model to be converted; name another file to write")
     try:
         packed.PackedFile(target)
     except DataError as error:
         raise UsageError(f"{name}: exists and is not a packed model; remove it or name another file") from error
 
 
-def _formats(checkpoint: Checkpoint, sources: dict[str, chatglm.Source], weights: str) -> dict[str, str]:
+def _formats(origin: Origin, weights: str) -> dict[str, str]:
     """Matrix -> format. Repacking a quantized checkpoint into its own bits keeps what it holds in floats as it is."""
-    bits = max(source.bits for source in sources.values())
+    bits = max(source.bits for source in origin.sources.values())
     lossless = {8: "int8", 4: "int4"}.get(bits) == weights
 
-    def choose(source: chatglm.Source) -> str:
+    def choose(ours: str, source: Source) -> str:
         if not lossless or source.bits:
             return weights
-        return "f16" if checkpoint.tensors[source.weight].dtype == "f16" else "f32"
+        return "f16" if origin.dtypes[ours] == "f16" else "f32"
 
-    return {ours: choose(source) for ours, source in sources.items()}
-
-
-def _source(checkpoint: Checkpoint, commit: str) -> dict[str, Any]:
-    name = checkpoint.config.get("_name_or_path")
-    return {"name": name if isinstance(name, str) else "", "revision": commit}
+    return {ours: choose(ours, source) for ours, source in origin.sources.items()}
 
 
-def _tokenizer(checkpoint: Checkpoint, given: str | os.PathLike[str] | None, config: Config) -> bytes | None:
+def _tokenizer(origin: Origin, given: str | os.PathLike[str] | None) -> bytes | None:
     """The tokenizer's bytes after a trial opening; None when there is none."""
-    path = Path(given) if given is not None else checkpoint.tokenizer
-    if path is None:
+    found = origin.tokenizer if given is None else Path(given)
+    if found is None:
         return None
-    data = files.read_bytes(path, limits.TOKENIZER_BYTES)
-    open_tokenizer(data, config, str(path))
+    if isinstance(found, bytes):
+        data, name = found, f"{origin.name}: tokenizer"
+    else:
+        data, name = files.read_bytes(found, limits.TOKENIZER_BYTES), str(found)
+    open_tokenizer(data, origin.config, name)
     return data
 
 

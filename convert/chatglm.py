@@ -88,7 +88,7 @@ def sources(checkpoint: Checkpoint, config: Config, name: str) -> dict[str, Sour
     found: dict[str, Source] = {}
     allowed = set(_ignored(config))
     for ours, (O, I) in chatglm.matrices(config).items():
-        theirs, stored = _official_weight(ours), bits if ours.startswith("layers.") or embedding_too else 0
+        theirs, stored = official_weight(ours), bits if ours.startswith("layers.") or embedding_too else 0
         scale = f"{theirs}_scale" if stored else None
         width = -(-I // 2) if stored == 4 else I
         _require(checkpoint, name, theirs, (O, width), ("i8",) if stored else _FLOATS)
@@ -118,9 +118,10 @@ def vectors(config: Config) -> dict[str, tuple[str, int]]:
 
 
 def official_vector(ours: str) -> str:
+    """The official name of one of our biases or norms' vectors."""
     place, _, kind = ours.rpartition(".")
     if kind == "bias":
-        return _official_weight(place).removesuffix("weight") + "bias"
+        return official_weight(place).removesuffix("weight") + "bias"
     layer, _, norm = place.rpartition(".")
     official = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", "": "final_layernorm"}
     part = official[norm if layer else ""]
@@ -128,7 +129,8 @@ def official_vector(ours: str) -> str:
     return prefix + part + (".weight" if kind == "scale" else ".bias")
 
 
-def _official_weight(ours: str) -> str:
+def official_weight(ours: str) -> str:
+    """The official name of one of our matrices."""
     if ours == "embedding":
         return "transformer.word_embeddings.weight"
     if ours == "lm_head":

@@ -21,7 +21,7 @@ from glmcpu.packed import ALIGNMENT, TOKENIZER, Contents
 from glmcpu.safetensors_header import Entry
 
 from .chatglm import Source
-from .checkpoint import Checkpoint
+from .origin import Tensors
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,13 +34,13 @@ _NO_CHECKSUM = "00000000"
 class Job:
     """All a packed file is made of."""
 
-    checkpoint: Checkpoint
+    tensors: Tensors
     sources: Mapping[str, Source]  # of each matrix
-    vectors: Mapping[str, tuple[str, int]]  # of each vector: the official name and the length
+    vectors: Mapping[str, tuple[str, int]]  # of each vector: its name in `tensors` and the length
     formats: Mapping[str, str]
     tokenizer: bytes | None
     contents: Contents  # checksums still empty
-    name: str  # of the checkpoint, for messages
+    name: str  # of the source, for messages
 
 
 def write(job: Job, target: Path, source_files: Callable[[], dict[str, Any]], progress: Progress) -> None:
@@ -79,7 +79,7 @@ def _contents(job: Job, checksums: dict[str, str], source_files: dict[str, Any])
 
 def _blank(job: Job) -> dict[str, Any]:
     """The shape of `source_files`' answer, so that the header's length is known before the hashes are."""
-    return {path.name: {"sha256": "0" * 64, "size": path.stat().st_size} for path in job.checkpoint.files}
+    return {path.name: {"sha256": "0" * 64, "size": path.stat().st_size} for path in job.tensors.files}
 
 
 def _existing(folder: Path) -> Path:
@@ -129,12 +129,12 @@ def _matrix(job: Job, ours: str, source: Source, output: _Output) -> Iterator[in
     """Packs one matrix slab by slab; yields the bytes written."""
     name = job.formats[ours]
     kind = formats.load(name)
-    scales = job.checkpoint.read(source.scale) if source.scale else None
+    scales = job.tensors.read(source.scale) if source.scale else None
     if scales is not None and not np.isfinite(scales).all():
         raise DataError(f"{job.name}: tensor '{source.scale}' holds NaN or infinity; fetch the file again")
     rows = max(16, _SLAB_BYTES // (4 * source.I) // 16 * 16)
     begin = 0
-    for slab in job.checkpoint.slabs(source.weight, rows):
+    for slab in job.tensors.slabs(source.weight, rows):
         scale = None if scales is None else scales[begin : begin + len(slab)]
         weight = slab if scale is None else _dequantize(slab, scale, source.bits)
         _check_finite(job.name, source.weight, weight, begin, float("inf") if name == "f32" else _HALF_MAX)
@@ -154,7 +154,7 @@ def _dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) 
 
 
 def _vector(job: Job, theirs: str) -> NDArray[np.float32]:
-    values = job.checkpoint.read(theirs)
+    values = job.tensors.read(theirs)
     _check_finite(job.name, theirs, values[None], 0, float("inf"))
     return np.asarray(values, np.float32)
 

@@ -52,3 +52,4 @@ HUB_FILES = 10_000
 # measuring
 BENCH_BATCH = 1024
 BENCH_REPEATS = 1000
+EVAL_TOKENS = 1 << 22  # scored; what is kept of them takes 100 MB a model

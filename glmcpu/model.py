@@ -46,14 +46,15 @@ class Model:
         path_or_name: str | os.PathLike[str],
         *,
         threads: int | None = None,
-        context: int = 2048,
+        context: int | None = None,
         backend: str = "cpu",
         cache: str | None = None,
     ) -> "Model":
         """Opens a packed model by path, or by name in the models folder; nothing is copied into memory.
 
         threads   of the kernels; None: one for each physical core
-        context   tokens of prompt and answer together; the model was trained on 2048, beyond that quality falls
+        context   tokens of prompt and answer together; None: as many as the model was trained on, 2048 for ChatGLM-6B;
+                  beyond that quality falls
         backend   "cpu", or "reference": plain NumPy, exact and slow
         cache     how keys and values are kept: "f16", "int8" (half the memory) or "f32"; None: f16 beside quantized
                   weights, f32 beside others
@@ -61,11 +62,13 @@ class Model:
         Raises DataError for a file that is missing, damaged or no packed model, UsageError for an option out of
         range, MachineError when the memory does not suffice.
         """
-        if not isinstance(context, int) or not 1 <= context <= limits.CONTEXT:
+        if context is not None and (not isinstance(context, int) or not 1 <= context <= limits.CONTEXT):
             raise UsageError(f"context={printable(context)}: a whole number from 1 to {limits.CONTEXT:,} is needed")
         arithmetic = backends.load(backend, threads, cache)
         packed = PackedFile(store.find(path_or_name))
         generation, config = read_config(packed)
+        if context is None:
+            context = min(config.trained_context, limits.CONTEXT)
         memory.require(
             packed.size_bytes + generation.cache_bytes(config, packed.formats, context, cache),
             f"{shown(packed.path)} with a context of {context:,}",

@@ -61,6 +61,9 @@ class Backend(Protocol):
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
         """Rows `ids` (T,) of an embedding: (T, C)."""
 
+    def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
+        """Rows `which` of finished x (T, C)."""
+
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         """compute(h, None) (T, O), or compute(some tokens of h, their rows of the result) as often as it takes:
         what is wide in between need not exist for all tokens of a long prompt at once.

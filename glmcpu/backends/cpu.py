@@ -83,6 +83,10 @@ class Backend:
         """Rows of the embedding table."""
         return formats.rows(weight, ids)
 
+    def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
+        """A copy of some rows."""
+        return np.ascontiguousarray(x[which])
+
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         """Some hundred tokens at a time, written to memory of the program."""
         out = self._program.empty(len(h), O)

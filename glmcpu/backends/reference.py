@@ -48,6 +48,10 @@ class Backend:
         """Rows of the embedding table."""
         return formats.rows(weight, ids)
 
+    def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
+        """A copy of some rows."""
+        return np.ascontiguousarray(x[which])
+
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         """A prompt's tokens a slab at a time."""
         out = np.empty((len(h), O), np.float32)

@@ -23,6 +23,7 @@ import click
 
 from glmcpu import __version__
 from glmcpu.cli import bench, chat, convert, info, ls, rm, terminal, verify
+from glmcpu.cli import eval as evaluation
 from glmcpu.cli.options import DEBUG, debug_option
 from glmcpu.errors import GlmcpuError, Notice, printable, shown
 from glmcpu.files import reason
@@ -61,7 +62,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _module in (bench, chat, convert, info, ls, rm, verify):
+for _module in (bench, chat, convert, evaluation, info, ls, rm, verify):
     group.add_command(_module.command)
 
 

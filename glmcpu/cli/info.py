@@ -17,7 +17,7 @@ from glmcpu.errors import printable
 @context_option
 @click.option("--limits", "show_limits", is_flag=True, help="Show every bound on what glmcpu reads.")
 @debug_option
-def command(file: str | None, context: int, show_limits: bool) -> None:
+def command(file: str | None, context: int | None, show_limits: bool) -> None:
     """Describe a model, or this machine.
 
     FILE is a path or a name in the models folder; without it the machine is described.
@@ -35,11 +35,12 @@ def command(file: str | None, context: int, show_limits: bool) -> None:
         terminal.write_line(f"{printable(name):{width}}  {printable(value, 400)}")
 
 
-def _model(path: Path, context: int) -> list[tuple[str, str]]:
+def _model(path: Path, context: int | None) -> list[tuple[str, str]]:
     from glmcpu.memory import available_bytes, megabytes
     from glmcpu.model import describe
 
     found = describe(path)
+    context = context or found.config.trained_context
     needed, have = found.memory_bytes(context), available_bytes()
     verdict = "" if have is None else f", {megabytes(have)} available: {'enough' if have >= needed else 'NOT enough'}"
     return [

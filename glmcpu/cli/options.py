@@ -70,10 +70,8 @@ def context_option(function: F) -> F:
         "-c",
         type=str,
         callback=whole_number(SMALLEST_CONTEXT, limits.CONTEXT),
-        default=2048,
-        show_default=True,
         metavar="N",
-        help="Tokens of prompt and answer together; the model was trained with 2048.",
+        help="Tokens of prompt and answer together.  [default: what the model was trained with; 2048 for ChatGLM-6B]",
     )(function)
 
 

@@ -141,13 +141,16 @@ class ByteProgress:
         if stage != self._stage:
             self._stage, self._began_s, self._tenth = stage, now, 0
         share = min(1.0, done_bytes / total_bytes) if total_bytes else 0.0
-        amount = f"{done_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB"
+        amount = self._amount(done_bytes, total_bytes)
         if self._line.active:
             bar = ("#" * int(20 * share)).ljust(20, ".")
             self._line.show(f"{stage} [{bar}] {share:4.0%}  {amount}  {self._left(share)}")
         elif int(10 * share) > self._tenth and now - self._noted_s >= NOTE_S:
             self._tenth, self._noted_s = int(10 * share), now
             note(f"{printable(stage)}: {10 * self._tenth} % ({amount})")
+
+    def _amount(self, done_bytes: int, total_bytes: int) -> str:
+        return f"{done_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB"
 
     def _left(self, share: float) -> str:
         elapsed_s = time.monotonic() - self._began_s

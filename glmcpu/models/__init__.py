@@ -11,6 +11,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glmcpu.backends import Backend, Floats
 from glmcpu.cache import KVCache
 from glmcpu.formats import Weight
@@ -46,7 +49,15 @@ class LanguageModel(Protocol):
 
     def is_compiled(self) -> bool: ...
 
-    def forward(self, parts: Sequence[Part], every: bool = False, after_layer: Observer | None = None) -> Floats: ...
+    def forward(
+        self,
+        parts: Sequence[Part],
+        every: bool = False,
+        after_layer: Observer | None = None,
+        wanted: NDArray[np.int64] | None = None,
+    ) -> Floats: ...
+
+    def scores(self, x: Floats) -> Floats: ...
 
 
 class Generation(Protocol):

@@ -156,10 +156,17 @@ class ChatGLM:
         """Whether the backend's code for these formats is ready on this machine."""
         return self._backend.is_compiled(self._formats)
 
-    def forward(self, parts: Sequence[Part], every: bool = False, after_layer: Observer | None = None) -> Floats:
+    def forward(
+        self,
+        parts: Sequence[Part],
+        every: bool = False,
+        after_layer: Observer | None = None,
+        wanted: NDArray[np.int64] | None = None,
+    ) -> Floats:
         """Reads the ids that each part's cache does not hold yet, all sequences in one pass over the weights.
 
-        Returns the scores after the last id of each part (parts, V), or with `every` after each id read (T, V).
+        Returns the scores after the last id of each part (parts, V), with `every` after each id read (T, V), or after
+        the `wanted` ones (n, V), numbered over all parts.
         after_layer(n, x) is called with the residual x (T, C) before layer n and once after the last: a progress
         report, and a window for tests. A sequence's result does not depend on the others. Raises DataError for ids
         outside the vocabulary or without <sop> and a mask token, and when a cache is too small or nothing is new.
@@ -168,7 +175,7 @@ class ChatGLM:
         with self._backend.exclusive():
             batch = Batch(*rotary_tables(positions, self.config.channels // self.config.heads), segments)
             x = self._backend.rows(self._embedding, ids)
-            if len(ids) <= _FEW and after_layer is None and (every or len(ids) == len(parts)):
+            if len(ids) <= _FEW and after_layer is None and wanted is None and (every or len(ids) == len(parts)):
                 scores = self._backend.repeat(x, batch, lambda x, batch: self._scores(self._blocks([x], batch)))
             else:
                 residual = [x]
@@ -177,12 +184,21 @@ class ChatGLM:
                 self._backend.finish()
                 if after_layer:
                     after_layer(len(self._layers), x)
-                if not every:
-                    x = np.ascontiguousarray(x[[segment.end - 1 for segment in segments]])
+                if wanted is None and not every:
+                    wanted = np.array([segment.end - 1 for segment in segments])
+                if wanted is not None:
+                    x = self._backend.take(x, wanted)
                 scores = self._scores(x)
                 self._backend.finish()
         for segment in segments:
             segment.cache.length += segment.end - segment.begin
+        return scores
+
+    def scores(self, x: Floats) -> Floats:
+        """The scores (t, V) of residuals x (t, C) that `forward` has shown after the last layer, some at a time."""
+        with self._backend.exclusive():
+            scores = self._scores(x)
+            self._backend.finish()
         return scores
 
     def _blocks(self, residual: list[Floats], batch: Batch, after_layer: Observer | None = None) -> Floats:
