@@ -20,8 +20,8 @@ from glmcpu.tokenizers.chatglm import Tokenizer
 from glmcpu.tokenizers.prompt import chat_prompt
 
 SEED = 20261121
-STEPS = 8000
-CHANNELS, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 256, 5, 4, 1024, 1024
+STEPS = 6500
+CHANNELS, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 256, 5, 4, 1024, 512
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def sequences(model: bytes, config: Config) -> Iterator[Ids]:
     for example in examples(SEED):
         context = found.encode(chat_prompt(example.prompt, example.history))
         answer = found.encode(example.response, add_special_tokens=False)
-        if len(context) + len(answer) < CONTEXT // 2:
+        if len(context) + len(answer) < CONTEXT:
             yield [*context, *answer, config.eos], len(context)
 
 

@@ -13,7 +13,7 @@ python=$(realpath "${1:?usage: tests/arm64.sh PYTHON [FILE...]}")
 shift
 cd "$(dirname "$0")/.."
 shopt -s extglob
-[ $# -gt 0 ] || set -- tests/test_simd_*.py tests/test_kernels_!(kept|ceiling).py tests/test_formats.py
+[ $# -gt 0 ] || set -- tests/test_simd_*.py tests/test_kernels_!(kept|ceiling).py tests/test_formats*.py
 
 # glmcpu.convert lies beside glmcpu, and only an installation knows that: a folder of links stands for one.
 stage=$(mktemp -d)

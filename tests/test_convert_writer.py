@@ -21,6 +21,7 @@ from glmcpu.packed import PackedFile
 
 # The largest relative error (Frobenius norm) a format may make of random weights.
 ERROR = {"f32": 0.0, "f16": 3e-4, "int8": 0.01, "int4": 0.15, "int4_g32": 0.1}
+ERROR |= {"int4_g64": 0.11, "int4_g128": 0.12, "int3_g32": 0.2}
 
 
 def config_of(file: PackedFile) -> Config:

@@ -22,7 +22,7 @@ ONCE = {
     "test_kernels_threads.py",
     "test_kernels_kept.py",
 }
-PATTERNS = ("test_simd_*.py", "test_kernels_*.py", "test_formats.py")
+PATTERNS = ("test_simd_*.py", "test_kernels_*.py", "test_formats*.py")
 FILES = sorted(str(p) for pattern in PATTERNS for p in HERE.glob(pattern) if p.name not in ONCE)
 
 

@@ -19,7 +19,7 @@ from glmcpu.simd.tile import (
     tile_total,
     zeros,
 )
-from glmcpu.simd.vector import high_nibbles, load, load_bytes, low_nibbles, splat
+from glmcpu.simd.vector import bits, high_nibbles, join, load, load_bytes, low_nibbles, splat
 
 F32 = np.float32
 SIZES = sorted({1, TILE})
@@ -110,3 +110,20 @@ def test_whole_numbers_are_scaled_and_added(n: int) -> None:
     KERNELS[n][3](out.reshape(-1), np.int32(-8), sums, w.reshape(-1), x.reshape(-1))
     ints = -8 * sums[2 : 2 + 3 * n : 3, None]
     assert np.array_equal(out, ints * (w[0] * x[:, 1:2]) + ints * (w[1] * x[:, 2:3]))
+
+
+@pytest.mark.parametrize(("shift", "mask"), [(0, 7), (3, 7), (5, 7), (6, 3), (4, 15), (2, 63), (0, 1)])
+def test_bits_are_those_of_each_byte_alone_and_join_adds_others(shift: int, mask: int) -> None:
+    @numba.njit
+    def picked(out, a, b, x):
+        ints = tile_offsets(zeros(1), np.int32(0), np.ones(1, np.int32), 0, 0)
+        both = join(bits(load_bytes(a, 0), shift, mask), bits(load_bytes(b, 0), 1, 64))
+        total = tile_total(tile_dot_nibbles(tile_sums(ints), both, x, 0, 0), ints)
+        acc = tile_scaled(zeros(1), total, splat(F32(1)), np.ones(1, F32), 0, 0)
+        tile_store(out, 0, 16, acc, splat(F32(1)), splat(F32(0)), 16)
+
+    rng, out = np.random.default_rng(shift), np.empty(16, F32)
+    a, b = rng.integers(0, 256, (2, 16, 4)).astype(np.uint8)
+    for i, x in enumerate(np.eye(4, dtype=np.int8)):
+        picked(out, a.reshape(-1), b.reshape(-1), x)
+        assert np.array_equal(out, ((a >> shift) & mask | (b >> 1) & 64)[:, i])

@@ -16,7 +16,7 @@ from glmcpu.cli import group
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh.md")
-FOLDERS = ("glmcpu", "convert", "tests", "benchmarks")
+FOLDERS = ("glmcpu", "convert", "demo", "tests", "benchmarks")
 
 
 def git_files(*options: str) -> list[Path]:

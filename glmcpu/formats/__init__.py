@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,22 @@ class Format(Protocol):
         """Adds out (T, O) = x (T, I) @ weight.T + bias (O,), all float32 and C-contiguous, to a simd.program."""
 
 
+@runtime_checkable
+class GroupFormat(Format, Protocol):
+    """What a format with a scale for each group of inputs defines besides, for codes that are chosen elsewhere."""
+
+    GROUP: int
+    """Inputs for each scale."""
+    CODES: tuple[int, int]
+    """The lowest and the highest code."""
+
+    def store(self, codes: NDArray[np.int8], scales: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """What `pack` returns, for weights code * scale: codes (o, I) i8, scales (o, I/GROUP, rounded up) f32.
+
+        Scales are rounded to half precision. Raises UsageError for what the format cannot hold.
+        """
+
+
 @dataclass(frozen=True)
 class Weight:
     """A stored matrix (O, I) with its bias (O,), ready to multiply."""
@@ -63,7 +79,7 @@ class Weight:
 
 
 def names() -> list[str]:
-    """All formats, by file name: f16 f32 int4 int4_g32 int8."""
+    """All formats, by file name: f16 f32 int3_g32 int4 int4_g128 int4_g32 int4_g64 int8."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
@@ -76,6 +92,20 @@ def load(name: str) -> Format:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"unknown weight format {printable(name)!r}; {hint}formats: {' '.join(known)}")
     return cast(Format, import_module(f"{__name__}.{name}"))
+
+
+def is_grouped(name: str) -> bool:
+    """Whether the format of that name has a scale for each group of inputs; raises UsageError as `load`."""
+    return isinstance(load(name), GroupFormat)
+
+
+def group_format(name: str) -> GroupFormat:
+    """The format of that name; raises UsageError when there is none, or when it has no scales of groups."""
+    found = load(name)
+    if not isinstance(found, GroupFormat):
+        grouped = " ".join(known for known in names() if is_grouped(known))
+        raise UsageError(f"weight format {name!r} has no scales of groups; formats with them: {grouped}")
+    return found
 
 
 def unpack(weight: Weight, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:

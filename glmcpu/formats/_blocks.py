@@ -61,8 +61,8 @@ def place_bytes(out, codes, lane):
 
 @kernel()
 def place_nibbles(out, codes, lane):
-    """Writes the low four bits of one row's codes (I,) i8, -8..7, into lane `lane` of a block (I/8, 16, 4)."""
-    for j in range(codes.size // 8):
+    """Writes the low four bits of a row's first I codes, i8, -8..7, into lane `lane` of a block (I/8, 16, 4)."""
+    for j in range(out.shape[0]):
         for i in range(4):
             low, high = (codes[8 * j + i] + 8) & 15, (codes[8 * j + 4 + i] + 8) & 15
             out[j, lane, i] = np.uint8(low | (high << 4))

@@ -8,6 +8,7 @@ variables, cross loops and stand inside a prange; they cannot be stored in Pytho
     store(a, i, v)            and back                      load_part / store_part: the first n lanes only
     splat(x)  add sub mul fma maximum  exp  reduce_add reduce_max  first(n, v, x): x in the lanes from n on
     load_bytes(a, i)  low_nibbles high_nibbles              64 bytes; the halves of bytes
+    bits(v, shift, mask)  join(a, b)                        parts of bytes, and two parts in one byte
     prefetch(a, i)  prefetch_far(a, i)                      ask for a cache line ahead of time
 
 Numba has no float16 arrays on the CPU, so halves travel as uint16 and only ever exist as float32 in registers.
@@ -304,3 +305,25 @@ def high_nibbles(builder: ir.IRBuilder, v: ir.Value) -> ir.Value:
     words = ir.VectorType(I16, 32)
     shifted = builder.lshr(builder.bitcast(v, words), constant(words, 4))
     return builder.and_(builder.bitcast(shifted, bytes64.ir), constant(bytes64.ir, 15))
+
+
+@intrinsic
+def bits(context: Any, v: Any, shift: Any, mask: Any) -> Any:
+    """The bits of `mask` of each byte shifted right; both are constants, and no more than 8 - shift bits are left."""
+    if not (isinstance(shift, types.IntegerLiteral) and isinstance(mask, types.IntegerLiteral)):
+        return None
+    by, kept = shift.literal_value, mask.literal_value
+    words = ir.VectorType(I16, 32)
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        # As 16-bit lanes, since x86 has no shift of bytes: what comes from the byte above is not in the mask.
+        shifted = builder.lshr(builder.bitcast(args[0], words), constant(words, by))
+        return builder.and_(builder.bitcast(shifted, bytes64.ir), constant(bytes64.ir, kept))
+
+    return bytes64(bytes64, shift, mask), emit
+
+
+@_word(bytes64, bytes64, bytes64)
+def join(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """a | b."""
+    return builder.or_(a, b)

@@ -1,0 +1,24 @@
+"""int4_g64: four bits a weight and one half-precision scale for every 64 inputs of an output.
+
+    block b:  | inputs 0..7: 16 outputs x 4 bytes | inputs 8..15 | ...  nibbles as in _blocks.py, filled up to 32 inputs
+
+As int4_g32 with a half of the scales: 4.25 bits a weight.
+"""
+
+from glmcpu.formats._blocks import nibble_rows
+from glmcpu.formats._groups import Grouped
+from glmcpu.formats.int4_g32 import CODES, multiply, place
+from glmcpu.simd.operation import operation
+
+BITS_PER_WEIGHT = 4.25
+EXACT = False
+GROUP = 64
+
+
+@operation
+def _matmul(a, worker, begin, end):
+    multiply(a, begin, end)
+
+
+_grouped = Grouped(GROUP, CODES, place, nibble_rows, _matmul)
+layout, pack, store, rows, matmul = _grouped.layout, _grouped.pack, _grouped.store, _grouped.rows, _grouped.matmul
