@@ -1,6 +1,8 @@
 """The held-out script: questions with names, numbers and wordings that training never saw, and how many are right."""
 
+import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,9 +29,18 @@ class Result:
         return sum(self.right[key] for key in of) / sum(self.given[key] for key in of)
 
 
+def write_script(path: Path, examples: Iterable[Example] | None = None) -> Path:
+    """The held-out script, or other examples, as JSONL that `glmcpu eval` and --calibrate read; returns the path."""
+    with path.open("w", encoding="utf-8") as file:
+        for example in held_out(SEED, PER_TOPIC) if examples is None else examples:
+            line = {"prompt": example.prompt, "response": example.response, "history": example.history}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return path
+
+
 def check(path: Path, per_topic: int = PER_TOPIC, backend: str = "cpu") -> Result:
     """Asks a packed model all of them, greedily."""
-    model, result = Model.load(path, context=1024, backend=backend), Result()
+    model, result = Model.load(path, backend=backend), Result()
     for example in held_out(SEED, per_topic):
         answer, _ = model.chat(example.prompt, example.history, do_sample=False, max_new_tokens=100)
         key = example.topic, example.language
