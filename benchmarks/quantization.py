@@ -77,11 +77,15 @@ def main() -> None:
                 speeds[weights] = speed(weights)
             found |= {"name": name, "right": right(path), "tok_per_s": speeds.get(weights)}
             kl, rate = found["kl"], found["tok_per_s"]
-            print(
-                f"| {name} | {found['bits_per_weight']:.2f} | {kl['mean']:.2e} ± {kl['se']:.0e} | "
-                f"{found['perplexity']:.4f} | {kl['top1']:.2%} | {found['right']:.1%} | {'' if rate is None else f'{rate:.1f}'} |",
-                flush=True,
-            )
+            cells = [
+                f"{found['bits_per_weight']:.2f}",
+                f"{kl['mean']:.2e} ± {kl['se']:.0e}",
+                f"{found['perplexity']:.4f}",
+                f"{kl['top1']:.2%}",
+                f"{found['right']:.1%}",
+                "" if rate is None else f"{rate:.1f}",
+            ]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
     print(json.dumps(tables))
 
 

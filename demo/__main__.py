@@ -1,9 +1,13 @@
 """Rebuilds the embedded model from nothing: `python -m demo FOLDER`.
 
 corpus -> tokenizer -> training -> FOLDER/checkpoint (the official layout) -> packed files -> held-out script
+
+What ships is FOLDER/demo-f16.safetensors as glmcpu/demo.safetensors, and FOLDER/calibration.jsonl, examples of the same
+kind that --calibrate takes where no other text is given, as glmcpu/calibration.jsonl.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +25,7 @@ from glmcpu.tokenizers.prompt import chat_prompt
 
 SEED = 20261121
 STEPS = 6500
+CALIBRATION = 400  # examples
 CHANNELS, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 256, 5, 4, 1024, 512
 
 
@@ -47,6 +52,8 @@ def main() -> None:
         report=_reporter(given.steps),
     )
     save(weights, checkpoint)
+    check.write_script(given.folder / "calibration.jsonl", itertools.islice(examples(SEED + 1), CALIBRATION))
+    check.write_script(given.folder / "held_out.jsonl")
     files = {form: given.folder / f"demo-{form}.safetensors" for form in ("f16", "f32", "int4_g32")}
     for form, path in files.items():
         convert(checkpoint, path, weights=form)

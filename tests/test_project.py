@@ -32,6 +32,7 @@ OUTSIDE = {
     "huggingface_hub": {"convert"},
     "click": {"cli"},
     "matplotlib": {"cli"},
+    "torch": {"backends"},
 }
 # These find a file of their own folder by its name: the folder is the registry.
 REGISTRIES = {"glmcpu", "glmcpu.formats", "glmcpu.models", "glmcpu.backends", "glmcpu.simd.isa"}
@@ -151,10 +152,16 @@ def _loaded_by(statement: str, folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("statement", "dear"),
-    [("import glmcpu", {*OUTSIDE, "torch"}), ("import glmcpu.cli", {*OUTSIDE, "torch"} - {"click"})],
+    [("import glmcpu", {*OUTSIDE}), ("import glmcpu.cli", {*OUTSIDE} - {"click"})],
 )
 def test_an_import_costs_numpy_and_nothing_else(tmp_path: Path, statement: str, dear: set[str]) -> None:
     assert not _loaded_by(statement, tmp_path) & dear
+
+
+def test_only_the_torch_backend_imports_torch() -> None:
+    assert {module for module in SOURCES if "torch" in {m.partition(".")[0] for m in _imports(module)}} == {
+        "glmcpu.backends.torch"
+    }
 
 
 def test_convert_is_installed_inside_the_package(tmp_path: Path) -> None:
