@@ -2,6 +2,7 @@
 
     folder or hub name -> checkpoint (readers without torch) -> official names and shapes checked -> packed file
     packed model in f16 or f32 -> a smaller one
+    and with a text to calibrate on, between reading and writing: each matrix rounded by its inputs (calibrate.py)
 
 What is checked before the first byte is written: that the files are whole and of one revision, that every tensor the
 config demands is there in the right shape, that the disk has room.
@@ -9,25 +10,33 @@ config demands is there in the right shape, that the disk has room.
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glmcpu import files, formats, limits, packed, store
+from glmcpu import __version__, files, formats, limits, packed, store, texts
 from glmcpu.errors import DataError, MachineError, Notice, UsageError, printable, shown
 from glmcpu.model import open_tokenizer
 
-from . import chatglm, writer
+from . import calibrate as calibration
+from . import chatglm, mixed, work_folder, writer
+from .calibrate import LEAST_TOKENS
 from .chatglm import Source
 from .checkpoint import LAYOUTS, open_checkpoint
+from .layer_by_layer import Text, multiplied
 from .origin import Origin
 from .packed_source import EXACT, open_packed
+
+CALIBRATION_TOKENS = 8192
+INCLUDED = "included"  # the text that comes with glmcpu
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,6 +50,9 @@ def convert(
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     offline: bool = False,
+    bits: float | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
+    calibration_tokens: int = CALIBRATION_TOKENS,
 ) -> Path:
     """Converts a checkpoint into one packed file and returns its path.
 
@@ -49,12 +61,23 @@ def convert(
     destination  a file; default: NAME-WEIGHTS.safetensors in the models folder. An earlier packed model is replaced
     weights      a format, one of glmcpu.formats.names()
     tokenizer    ice_text.model, when the source has none; without one the model speaks ids only
-    progress     progress(stage, bytes done, bytes in all)
+    progress     progress(stage, bytes done, bytes in all); the stages "calibrating .." count multiplications
+    bits         in place of `weights`: so many bits a weight at most, each matrix in the format its errors on a text
+                 allow (mixed.py)
+    calibrate    a text (texts.py), or "included" for the one that comes with glmcpu, to round the weights by, for
+                 formats with scales of groups; of it the sequences that fit into `calibration_tokens`. Interrupted,
+                 the same call goes on with the next layer
 
-    An official int8 or int4 checkpoint keeps its codes and scales when `weights` is the same number of bits. Raises
-    UsageError, DataError, MachineError or NetworkError; what was at `destination` before is then untouched.
+    An official int8 or int4 checkpoint keeps its codes and scales when `weights` is the same number of bits;
+    calibration takes the weights they stand for. Raises UsageError, DataError, MachineError or NetworkError; what was
+    at `destination` before is then untouched.
     """
     formats.load(weights)
+    if bits is not None:
+        mixed.check(bits)
+        weights = f"{bits:g}bits"
+    if calibrate is not None or bits is not None:
+        _check_calibration(None if bits is not None else weights, calibration_tokens)
     report = progress or (lambda stage, done, total: None)
     path, name, commit, hashes = _locate(os.fspath(source), revision, offline, report)
     target = store.home() / f"{name}-{weights}{store.SUFFIX}" if destination is None else _target(destination)
@@ -62,25 +85,84 @@ def convert(
         _check_target(target, path)
         for note in origin.notes:
             warnings.warn(f"{origin.name}: {note}", Notice, stacklevel=2)
-        chosen = _formats(origin, weights)
+        data = _tokenizer(origin, tokenizer)
+        text = None
+        if calibrate is not None or bits is not None:
+            text, about = _text(origin, data, calibrate or INCLUDED, calibration_tokens)
+        if bits is not None and text is not None:
+            sizes = {name: source.O * source.I for name, source in origin.sources.items()}
+            chosen = _formats(origin, mixed.CANDIDATES[-1]) | mixed.choose(
+                mixed.measure(origin, text, report), sizes, bits
+            )
+        else:
+            chosen = _formats(origin, weights)
         contents = packed.Contents(
             generation=chatglm.GENERATION,
             weights=weights,
             config=asdict(origin.config),
             formats=chosen,
-            source=origin.about,
+            source={**origin.about, "calibration": about} if text else origin.about,
             checksums={},
         )
-        data = _tokenizer(origin, tokenizer)
         job = writer.Job(origin.tensors, origin.sources, origin.vectors, chosen, data, contents, origin.name)
-        stop = threading.Event()
-        with ThreadPoolExecutor(1) as pool:  # hashes the files while they are converted and in the page cache
-            hashing = pool.submit(_source_files, origin.tensors.files, hashes, stop)
-            try:
-                writer.write(job, target, hashing.result, report)
-            finally:
-                stop.set()
+        if calibrate is None or text is None:
+            _write(job, target, hashes, report)
+        else:
+            _write_calibrated(job, origin, text, target, hashes, report)
     return target
+
+
+def _write(job: writer.Job, target: Path, hashes: dict[str, str | None], report: Progress) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:  # hashes the files while they are converted and in the page cache
+        hashing = pool.submit(_source_files, job.tensors.files, hashes, stop)
+        try:
+            writer.write(job, target, hashing.result, report)
+        finally:
+            stop.set()
+
+
+def _check_calibration(weights: str | None, tokens: int) -> None:
+    if weights is not None and not formats.is_grouped(weights):
+        able = " ".join(name for name in formats.names() if formats.is_grouped(name))
+        raise UsageError(f"--calibrate is for weights with scales of groups ({able}), and {weights} has none; take one")
+    if not isinstance(tokens, int) or tokens < LEAST_TOKENS:
+        raise UsageError(f"--calibration-tokens {printable(tokens)}: a whole number from {LEAST_TOKENS} on is needed")
+
+
+def _text(
+    origin: Origin, data: bytes | None, given: str | os.PathLike[str], tokens: int
+) -> tuple[Text, dict[str, str | int]]:
+    """The text to calibrate with, and what the packed header says of it."""
+    config = origin.config
+    path = texts.included() if given == INCLUDED else Path(given)
+    if data is None:
+        raise UsageError(f"{origin.name}: has no tokenizer, and calibration reads text; name one with --tokenizer FILE")
+    text = calibration.read_text(path, open_tokenizer(data, config, origin.name), config, tokens)
+    if text.tokens < min(config.feed_forward, tokens // 2):
+        message = f"{shown(path)}: {text.tokens:,} tokens to calibrate with; some thousands more would serve better"
+        warnings.warn(message, Notice, stacklevel=3)
+    calibration.require_memory(config, text.tokens)
+    _, digest = _sha256(path, threading.Event())
+    return text, {"file": printable(path.name), "sha256": digest, "tokens": text.tokens}
+
+
+def _write_calibrated(
+    job: writer.Job, origin: Origin, text: Text, target: Path, hashes: dict[str, str | None], report: Progress
+) -> None:
+    """Rounds by what a text gives each matrix to multiply, layer by layer on disk, and writes the packed file."""
+    config, chosen = origin.config, job.formats
+    made_of = _source_files(origin.tensors.files, hashes, threading.Event())
+    everything = [__version__, made_of, job.contents.config, dict(chosen), calibration.digest(text)]
+    key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    residual = text.tokens, config.channels
+    with work_folder.opened(target, key, config.layers, residual) as folder:
+        calibration.run(origin, chosen, text, folder, report)
+        ready = {
+            name: partial(folder.arrays, name, chosen[name], origin.sources[name].O, origin.sources[name].I)
+            for name in multiplied(config)
+        }
+        writer.write(replace(job, ready=ready), target, lambda: made_of, report)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ Then the file is read back and compared before it takes its name. The bytes depe
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ from .origin import Tensors
 Progress = Callable[[str, int, int], None]
 
 _SLAB_BYTES = 32 << 20
-_HALF_MAX = 65504.0
+HALF_MAX = 65504.0
 _NO_CHECKSUM = "00000000"
 
 
@@ -41,6 +41,8 @@ class Job:
     tokenizer: bytes | None
     contents: Contents  # checksums still empty
     name: str  # of the source, for messages
+    ready: Mapping[str, Callable[[], Mapping[str, NDArray[Any]]]] = field(default_factory=dict)
+    """Matrix -> what reads the arrays of its format, where somebody else has rounded it already."""
 
 
 def write(job: Job, target: Path, source_files: Callable[[], dict[str, Any]], progress: Progress) -> None:
@@ -61,7 +63,7 @@ def write(job: Job, target: Path, source_files: Callable[[], dict[str, Any]], pr
                 done += written
                 progress("converting", done, data_bytes)
         for ours, (theirs, _) in job.vectors.items():
-            output.put(ours, _vector(job, theirs))
+            output.put(ours, finite_vector(job.tensors, theirs, job.name))
         if job.tokenizer is not None:
             output.put(TOKENIZER, np.frombuffer(job.tokenizer, np.uint8))
         checksums = {name: f"{crc:08x}" for name, crc in output.crcs.items()}
@@ -127,20 +129,36 @@ class _Output:
 
 def _matrix(job: Job, ours: str, source: Source, output: _Output) -> Iterator[int]:
     """Packs one matrix slab by slab; yields the bytes written."""
+    if ours in job.ready:
+        yield sum(output.put(f"{ours}.{key}", array) for key, array in job.ready[ours]().items())
+        return
     name = job.formats[ours]
     kind = formats.load(name)
-    scales = job.tensors.read(source.scale) if source.scale else None
-    if scales is not None and not np.isfinite(scales).all():
-        raise DataError(f"{job.name}: tensor '{source.scale}' holds NaN or infinity; fetch the file again")
-    rows = max(16, _SLAB_BYTES // (4 * source.I) // 16 * 16)
-    begin = 0
-    for slab in job.tensors.slabs(source.weight, rows):
-        scale = None if scales is None else scales[begin : begin + len(slab)]
-        weight = slab if scale is None else _dequantize(slab, scale, source.bits)
-        _check_finite(job.name, source.weight, weight, begin, float("inf") if name == "f32" else _HALF_MAX)
+    largest = float("inf") if name == "f32" else HALF_MAX
+    for weight, scale in float_slabs(job.tensors, source, job.name, _SLAB_BYTES, largest):
         # Codes of 8 bits do not fit into 4: such a weight gets scales of its own.
         given = scale if source.bits <= kind.BITS_PER_WEIGHT else None
         yield sum(output.put(f"{ours}.{key}", array) for key, array in kind.pack(weight, given).items())
+
+
+def float_slabs(
+    tensors: Tensors, source: Source, name: str, slab_bytes: int, largest: float
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    """Blocks of rows (o, I) f32 of a matrix, and the scales (o,) of those that are stored quantized.
+
+    A block is a multiple of 16 rows, of about `slab_bytes`, and valid until the next is asked for. Raises DataError,
+    beginning with `name`, for what is not finite or larger than `largest`.
+    """
+    scales = tensors.read(source.scale) if source.scale else None
+    if scales is not None and not np.isfinite(scales).all():
+        raise DataError(f"{name}: tensor '{source.scale}' holds NaN or infinity; fetch the file again")
+    rows = max(16, slab_bytes // (4 * source.I) // 16 * 16)
+    begin = 0
+    for slab in tensors.slabs(source.weight, rows):
+        scale = None if scales is None else scales[begin : begin + len(slab)]
+        weight = slab if scale is None else _dequantize(slab, scale, source.bits)
+        _check_finite(name, source.weight, weight, begin, largest)
+        yield weight, scale
         begin += len(slab)
 
 
@@ -153,9 +171,10 @@ def _dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) 
     return weight
 
 
-def _vector(job: Job, theirs: str) -> NDArray[np.float32]:
-    values = job.tensors.read(theirs)
-    _check_finite(job.name, theirs, values[None], 0, float("inf"))
+def finite_vector(tensors: Tensors, theirs: str, name: str) -> NDArray[np.float32]:
+    """A bias or a norm's vector; raises DataError, beginning with `name`, when it is not finite."""
+    values = tensors.read(theirs)
+    _check_finite(name, theirs, values[None], 0, float("inf"))
     return np.asarray(values, np.float32)
 
 

@@ -6,6 +6,8 @@
 
 Every *.safetensors file in that folder is a model, and its name without the suffix is the name the user types. A plain
 name means the models folder first, so a file that happens to lie in the working folder never takes a model's place.
+
+One model comes with the package, a few megabytes trained by demo/: the name `demo`, and what answers where none is.
 """
 
 import difflib
@@ -17,6 +19,7 @@ from glmcpu.errors import DataError, UsageError, printable, shown
 from glmcpu.files import exists
 
 SUFFIX = ".safetensors"
+EMBEDDED_NAME = "demo"
 
 
 def home() -> Path:
@@ -35,6 +38,11 @@ def _home() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "glmcpu"
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "glmcpu"
+
+
+def embedded() -> Path:
+    """The small model that comes with the package."""
+    return Path(__file__).with_name(f"{EMBEDDED_NAME}{SUFFIX}")
 
 
 def models() -> list[Path]:
@@ -59,6 +67,8 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
             return inside
         if exists(path) and path.is_file():
             return path
+        if text == EMBEDDED_NAME:
+            return embedded()
         raise DataError(f"no model {printable(text)!r} in {shown(home())}; {_advice(text)}")
     if exists(path):
         if path.is_dir():
@@ -73,15 +83,12 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
 
 
 def only() -> Path:
-    """The one model of the models folder; raises DataError, saying what to do, when there is none or several."""
+    """The one model of the models folder, the embedded one when there is none; raises DataError for several."""
     found = models()
     if len(found) == 1:
         return found[0]
     if not found:
-        raise DataError(
-            f"no model in {shown(home())}; make one with: glmcpu convert THUDM/chatglm-6b"
-            " (or the folder of a checkpoint), or give the path of a packed file"
-        )
+        return embedded()
     raise DataError(f"{len(found)} models in {shown(home())}; name one of: {_listed(found)}")
 
 

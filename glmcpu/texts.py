@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from glmcpu import limits, strict_json
@@ -50,6 +51,11 @@ class Sequence(NamedTuple):
     ids: list[int]
     begin: int
     where: str
+
+
+def included() -> Path:
+    """The text that comes with glmcpu, to calibrate on: short examples in Chinese and English."""
+    return Path(__file__).with_name("calibration.jsonl")
 
 
 def sequences(

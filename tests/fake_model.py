@@ -110,7 +110,7 @@ def main() -> int:
 
     model = FakeModel(answer, delay_s=float(os.environ.get("FAKE_DELAY_S", "0")))
     chat.find_model = lambda name: Path(name or "fake")
-    chat.load_model = lambda *_, **settings: setattr(model, "context", settings["context"]) or model
+    chat.load_model = lambda *_, **settings: setattr(model, "context", settings["context"] or 2048) or model
     return cli.main(sys.argv[1:])
 
 

@@ -243,7 +243,7 @@ REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "source too long": (["convert", LONG], 4, "File name too long"),
     "source is the config": (["convert", "checkpoint/config.json"], 3, "give the folder"),
     "source is the weights": (["convert", "checkpoint/pytorch_model.bin"], 3, "give the folder"),
-    "source is packed": (["convert", "earlier.safetensors"], 3, "give the folder"),
+    "source is packed": (["convert", "earlier.safetensors"], 3, "rounded already"),
     "source is nowhere": (["convert", "nowhere"], 3, "nowhere: no such folder"),
     "source of an unknown user": (["convert", "~nobody-of-this-name/x"], 2, "no such home folder"),
     "revision of a folder": (["convert", "checkpoint", "--revision", "x"], 2, "--revision x"),

@@ -146,7 +146,7 @@ def test_a_bad_text_is_one_line_with_its_place(
     ("arguments", "code", "words"),
     [
         ([], 2, ["--text"]),
-        (["--text", "x"], 3, ["no model", "glmcpu convert"]),
+        (["--text", "x"], 3, ["x: no such file"]),
         (["none", "--text", "x"], 3, ["none"]),
         (["--text", "x", "--reference", "none"], 3, ["none"]),
         (["--text", "x", "--layers"], 2, ["--layers", "--reference"]),

@@ -68,9 +68,10 @@ def test_ls_shows_name_format_size_and_date(home, capfd):
     assert re.match(r"bad  broken    0\.0 kB", bad)
 
 
-def test_ls_of_an_empty_folder_says_how_to_get_a_model(home, capfd):
+def test_ls_of_an_empty_folder_shows_the_demo_and_says_how_to_get_a_model(home, capfd):
     code, out, err = run(capfd, "ls")
-    assert (code, out) == (0, "")
+    assert code == 0
+    assert re.match(r"demo  \w+  \d+\.\d MB  [\d-]+ [\d:]+\n$", out)
     assert "glmcpu convert" in err
 
 
@@ -141,7 +142,7 @@ def test_info_of_a_model_says_memory_needed_and_available(home, capfd, monkeypat
     assert "revision" not in out
     assert "\x1b" not in out
     monkeypatch.setattr("glmcpu.memory.available_bytes", lambda: 4_000_000)
-    assert "NOT enough" in run(capfd, "info", "a")[1]
+    assert "NOT enough" in run(capfd, "info", "a", "--context", "2048")[1]
 
 
 def test_info_without_a_file_is_about_the_machine(home, capfd):
@@ -181,16 +182,19 @@ def test_convert_says_what_it_wrote_and_what_to_do_next(home, converted, capfd):
     assert out.endswith(": 3.0 MB, int4_g32, 4.50 bits per weight; next: glmcpu chat chatglm-6b-int4_g32\n")
     assert err == ""
     options = {"weights": "int4_g32", "tokenizer": None, "revision": None, "offline": False}
+    options |= {"bits": None, "calibrate": None, "calibration_tokens": 8192}
     assert converted == [("THUDM/chatglm-6b", None, options)]
 
 
 def test_convert_passes_every_option_on(home, converted, capfd, tmp_path):
     target = str(tmp_path / "my model.safetensors")
     options = ["-w", "int8", "--revision", "v1.1.0", "--offline", "--tokenizer", "t", "--threads", "1"]
+    options += ["--calibrate", "c", "--calibration-tokens", "1000"]
     code, out, _ = run(capfd, "convert", "folder", target, *options)
     assert code == 0
     assert out.rstrip().endswith(f'glmcpu chat "{target}"')
     expected = {"weights": "int8", "tokenizer": "t", "revision": "v1.1.0", "offline": True}
+    expected |= {"bits": None, "calibrate": "c", "calibration_tokens": 1000}
     assert converted == [("folder", target, expected)]
 
 

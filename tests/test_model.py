@@ -62,7 +62,7 @@ def test_generate_goes_to_the_end_of_the_context() -> None:
     assert tokens[-1].finish_reason == "length"
 
 
-@pytest.mark.parametrize("context", [0, -1, 2**40, 20.0, "2048", None])
+@pytest.mark.parametrize("context", [0, -1, 2**40, 20.0, "2048"])
 def test_context_out_of_range_is_refused(context: Any) -> None:
     with pytest.raises(UsageError, match=f"1 to {limits.CONTEXT:,}"):
         mini(context=context)
@@ -310,3 +310,8 @@ def test_an_int8_cache_changes_the_scores_by_little() -> None:
         assert 0 < np.linalg.norm(found - exact) < most * np.linalg.norm(exact)
     with pytest.raises(UsageError, match="cache='f64': known are f32 f16 int8"):
         Model.load(path, cache="f64")
+
+
+def test_without_a_context_it_is_the_one_the_model_was_trained_with() -> None:
+    model = mini()
+    assert model.context == model.config.trained_context

@@ -104,9 +104,15 @@ def test_only_gives_the_single_model(home: Path) -> None:
     assert store.only() == home / "one.safetensors"
 
 
-def test_only_says_how_to_make_a_first_model(home: Path) -> None:
-    with pytest.raises(DataError, match=r"no model in .*home; make one with: glmcpu convert THUDM/chatglm-6b"):
-        store.only()
+def test_where_there_is_no_model_the_embedded_one_is_the_only_one(home: Path) -> None:
+    assert store.only() == store.embedded()
+    assert store.embedded().is_file()
+
+
+def test_demo_is_the_embedded_model_unless_another_is_called_so(home: Path) -> None:
+    assert store.find("demo") == store.embedded()
+    _make(home, "demo.safetensors")
+    assert store.find("demo") == home / "demo.safetensors"
 
 
 def test_only_lists_the_names_when_there_are_several(home: Path) -> None:

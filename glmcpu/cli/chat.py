@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmcpu import limits
+from glmcpu import limits, store
 from glmcpu.cli import terminal
 from glmcpu.cli.options import cache_option, context_option, debug_option, threads_option, whole_number
 from glmcpu.errors import UsageError
@@ -19,6 +19,12 @@ from glmcpu.errors import UsageError
 if TYPE_CHECKING:
     from glmcpu.chat import ChatModel
     from glmcpu.sampling import Sampler
+
+
+_EMBEDDED = (
+    "this is the demo model that comes with glmcpu: 5 million parameters, and it knows glmcpu and small talk; "
+    "the real one: glmcpu convert THUDM/chatglm-6b"
+)
 
 
 @click.command(name="chat")
@@ -51,7 +57,7 @@ def command(
     prompt: str | None,
     system: str | None,
     max_new_tokens: int | None,
-    context: int,
+    context: int | None,
     cache: str | None,
     threads: int | None,
     backend: str,
@@ -61,8 +67,9 @@ def command(
 ) -> None:
     """Talk to a model.
 
-    MODEL is a name in the models folder or a file; without it the only model there is answers. Without a terminal
-    the question is read from stdin or --prompt, and only the answer is written to stdout.
+    MODEL is a name in the models folder or a file; without it the only model there is answers, or, where none is, the
+    small one that comes with glmcpu. Without a terminal the question is read from stdin or --prompt, and only the
+    answer is written to stdout.
     """
     from glmcpu.chat import ChatSession
 
@@ -71,10 +78,11 @@ def command(
     interactive = prompt is None and terminal.is_terminal(sys.stdin) and terminal.is_terminal(sys.stdout)
     path = find_model(model)
     question = "" if interactive else read_prompt(prompt)
+    if path == store.embedded():
+        terminal.note(_EMBEDDED)
     loaded = load_model(path, context=context, cache=cache, threads=threads, backend=backend)
     session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system, lookup=lookup)
     if interactive:
-        from glmcpu import store
         from glmcpu.cli import repl
 
         repl.run(session, store.home() / "chat_history", stats=stats)
@@ -111,9 +119,7 @@ def read_prompt(prompt: str | None) -> str:
 
 
 def find_model(model: str | None) -> Path:
-    """The file of the model named on the command line, or the only one of the models folder."""
-    from glmcpu import store
-
+    """The file of the model named on the command line, or the only one there is."""
     return store.only() if model is None else store.find(model)
 
 

@@ -19,10 +19,13 @@ def command() -> None:
     """
     from glmcpu import store
 
-    rows = [_row(path) for path in store.models()]
-    if not rows:
-        terminal.note(f"no models in {shown(store.home())}; make one with: glmcpu convert THUDM/chatglm-6b")
-        return
+    found = store.models()
+    if not found:
+        terminal.note(
+            f"no models in {shown(store.home())} but the demo that comes with glmcpu; make one with: "
+            "glmcpu convert THUDM/chatglm-6b"
+        )
+    rows = [_row(path) for path in found or [store.embedded()]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, weights, size, date in rows:
         terminal.write_line(f"{name:{widths[0]}}  {weights:{widths[1]}}  {size:>{widths[2]}}  {date}")
