@@ -49,6 +49,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "int4_g64 calibrated": {"weights": "int4_g64", "calibrate": True},
     "int4_g128 calibrated": {"weights": "int4_g128", "calibrate": True},
     "int3_g32 calibrated": {"weights": "int3_g32", "calibrate": True},
+    "4.25 bits calibrated": {"bits": 4.25, "calibrate": True},
+    "5 bits calibrated": {"bits": 5, "calibrate": True},
 }
 
 
@@ -72,8 +74,8 @@ def main() -> None:
         print("|---|---:|---:|---:|---:|---:|---:|")
         speeds: dict[str, float] = {}
         for (name, path), found in zip(paths.items(), tables, strict=True):
-            weights = rows[name]["weights"]
-            if options.speed and weights not in speeds:
+            weights = rows[name].get("weights", "")  # a mixture's speed lies between those of its formats
+            if options.speed and weights and weights not in speeds:
                 speeds[weights] = speed(weights)
             found |= {"name": name, "right": right(path), "tok_per_s": speeds.get(weights)}
             kl, rate = found["kl"], found["tok_per_s"]
@@ -93,7 +95,7 @@ def make(source: Path, path: Path, name: str, row: dict[str, Any], calibration: 
     """The model in that format."""
     given = {**row}
     if given.get("calibrate"):
-        given["calibrate"] = calibration or True
+        given["calibrate"] = calibration or "included"
     with q4_0_in_place_of_int4_g32() if name == "q4_0" else nullcontext():
         convert(source, path, **given)
     return path

@@ -7,15 +7,18 @@ in the residual: with W x what the matrix gives and Q x what its rounding gives,
 
 the second factor being the share of its branch (attention or mlp) in the residual behind it; what is relative to the
 branch's inner products is taken to be so of its result. Every layer norms its input, so errors of different layers
-count alike, and the lm_head's error is that of the scores. Rounding is to the smallest squared error.
+count alike, and the lm_head's error is that of the scores; where it is the embedding too, the error of the rows that
+were read is added. Rounding is to the smallest squared error.
 
 Then all matrices begin in the format with the fewest bits, and where a bit takes most error away it is spent, until
-the budget is used up. The errors are of one matrix at a time; that they add up is assumed.
+the budget is used up. The errors are of one matrix at a time; that they add up is assumed. Three bits hurt more than
+their error says (see benchmarks/LOG.md): they are taken only where the budget leaves no choice.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glmcpu import formats
 from glmcpu.backends import Floats
@@ -25,7 +28,7 @@ from glmcpu.formats import Weight
 from .layer_by_layer import Advance, Text, Work
 from .origin import Origin
 
-CANDIDATES = ("int3_g32", "int4_g128", "int4_g32", "int8")  # rising in bits
+CANDIDATES = ("int3_g32", "int4_g128", "int4_g64", "int4_g32", "int8")  # rising in bits
 _INPUTS = 256  # with which products are compared
 
 Errors = dict[str, dict[str, float]]
@@ -45,12 +48,13 @@ def check(bits: float) -> None:
 
 def choose(errors: Errors, weights: Mapping[str, int], bits: float) -> dict[str, str]:
     """Matrix -> format, for errors of matrix and format, the number of weights of each, and bits a weight at most."""
-    chosen = dict.fromkeys(errors, CANDIDATES[0])
-    left = (bits - bits_of(CANDIDATES[0])) * sum(weights[name] for name in errors)
+    able = CANDIDATES[bits >= bits_of(CANDIDATES[1]) :]
+    chosen = dict.fromkeys(errors, able[0])
+    left = (bits - bits_of(able[0])) * sum(weights[name] for name in errors)
     while True:
         best, gain, price = None, 0.0, 0.0
         for name, form in chosen.items():
-            for better in CANDIDATES[CANDIDATES.index(form) + 1 :]:
+            for better in able[able.index(form) + 1 :]:
                 cost = (bits_of(better) - bits_of(form)) * weights[name]
                 won = (errors[name][form] - errors[name][better]) / cost
                 if cost <= left and won > gain:
@@ -77,6 +81,14 @@ class _Meter(Work):
         super().__init__(origin, text, advance)
         self.errors: Errors = {}
         self._branch: list[str] = []
+        self._read: dict[str, float] = {}
+
+    def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
+        x = super().rows(weight, ids)
+        read = np.unique(x, axis=0)
+        whole = energy(read) or 1.0
+        self._read = {name: energy(read - _rounded(read, name)) / whole for name in CANDIDATES}
+        return x
 
     def linear(self, x: Floats, weight: Weight, out: Floats | None = None) -> Floats:
         self.finish()
@@ -87,14 +99,13 @@ class _Meter(Work):
         for slab in self.slabs(weight.name):
             whole += energy(some @ slab.T)
             for name in CANDIDATES:
-                form = formats.load(name)
-                change = slab - form.rows(form.pack(slab), np.arange(len(slab)), weight.I)
-                wrong[name] += energy(some @ change.T)
+                wrong[name] += energy(some @ (slab - _rounded(slab, name)).T)
             if in_layer:
                 y[:, begin : begin + len(slab)] = x @ slab.T
             begin += len(slab)
             self.report(weight.name, len(slab))
-        self.errors[weight.name] = {name: error / (whole or 1.0) for name, error in wrong.items()}
+        read = self._read if weight.name == "embedding" else dict.fromkeys(CANDIDATES, 0.0)
+        self.errors[weight.name] = {name: error / (whole or 1.0) + read[name] for name, error in wrong.items()}
         self._branch.append(weight.name)
         if in_layer:
             y += weight.bias
@@ -110,6 +121,12 @@ class _Meter(Work):
             self.errors[name] = {form: share * error for form, error in self.errors[name].items()}
         self._branch = []
         return x
+
+
+def _rounded(weight: Floats, name: str) -> Floats:
+    """Rows (o, I) as a format keeps them."""
+    form = formats.load(name)
+    return form.rows(form.pack(weight), np.arange(len(weight)), weight.shape[1])
 
 
 def energy(x: Floats) -> float:

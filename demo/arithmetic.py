@@ -77,7 +77,7 @@ def arithmetic(pick: Pick, language: str) -> Example:
 def _pair(pick: Pick, kind: str) -> tuple[int, int]:
     """Two numbers that are held out, or are not."""
     while True:
-        high = 10 if kind == "*" else pick.random.choice((10, 20, 50, 99))
+        high = 10 if kind == "*" else pick.random.choice((10, 10, 20, 50, 99))
         a, b = pick.number(1, high), pick.number(1, high)
         if kind == "-" and a < b:
             a, b = b, a

@@ -19,15 +19,15 @@ def _from_blocks(topic: str) -> Maker:
 
 # The share of each topic, and what makes an example of it.
 _ALONE: dict[str, tuple[float, Maker]] = {
-    "copy": (0.12, copying.repeat),
+    "copy": (0.13, copying.repeat),
     "reorder": (0.09, copying.reorder),
-    "arithmetic": (0.16, arithmetic.arithmetic),
-    "translation": (0.14, translation.translation),
-    "facts": (0.15, _from_blocks("facts")),
-    "talk": (0.11, _from_blocks("talk")),
+    "arithmetic": (0.22, arithmetic.arithmetic),
+    "translation": (0.15, translation.translation),
+    "facts": (0.14, _from_blocks("facts")),
+    "talk": (0.10, _from_blocks("talk")),
     "honest": (0.05, _from_blocks("honest")),
 }
-_REMEMBERED = 0.26  # the share of recall and told
+_REMEMBERED = 0.28  # the share of recall and told
 TOPICS = ("recall", *_ALONE)
 
 

@@ -279,6 +279,7 @@ _WEIGHTS = [5 if kind == "name" else 4 if kind in ("number", "list") else 1 for 
 
 _NAMES = {mark: [row[1] for row in table("names.txt") if row[0] == mark] for mark in ("en", "zh", "entest", "zhtest")}
 _THINGS = table("things.txt")
+_LEXICON = table("lexicon.txt")
 _ONSETS = [
     "b",
     "br",
@@ -379,5 +380,19 @@ def common_character(pick: Pick) -> str:
 
 
 def _thing(pick: Pick, kind: str, language: str) -> str:
+    if not pick.test and pick.chance(0.5):
+        return _made_up(pick, language)
     rows = [row for row in _THINGS if row[0] == kind and (len(row) > 3) == pick.test]
     return pick.one([row[1 + (language == "zh")] for row in rows])
+
+
+def _made_up(pick: Pick, language: str) -> str:
+    """Any word, or one that is none: what is told may be anything, and has to be copied, not guessed."""
+    one, other = (pick.one(_LEXICON)[language == "zh"] for _ in range(2))
+    if pick.chance(0.3):
+        return one
+    if language == "zh":
+        return "".join(
+            common_character(pick) if pick.chance(0.4) else pick.one(one + other) for _ in range(pick.number(1, 3))
+        )
+    return (one[: pick.number(1, 5)] + other[-pick.number(2, 5) :]).replace(" ", "")

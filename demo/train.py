@@ -80,7 +80,8 @@ def backend(device: str) -> Backend:
 def loss(model: ChatGLM, batch: list[Ids], device: str) -> Tensor:
     """Mean negative log-likelihood of the answers' tokens. Shorter sequences are filled up; nothing sees what fills.
 
-    Only few shapes occur, since libraries prepare matrix products anew for each.
+    A token counts by the square root of its answer's length, inversely: else a few long answers, learnt by heart, would
+    drown a sum's one digit. Only few shapes occur, since libraries prepare matrix products anew for each.
     """
     S = _width(max(len(ids) for ids, _ in batch))
     parts: Any = [Part([*ids, *[model.config.pad] * (S - len(ids))], NoCache(S)) for ids, _ in batch]  # type: ignore[arg-type]
@@ -89,7 +90,9 @@ def loss(model: ChatGLM, batch: list[Ids], device: str) -> Tensor:
     missing = -len(wanted) % _SCORED
     scores: Any = model.forward(parts, wanted=np.pad(wanted, (0, missing)))
     right = torch.from_numpy(np.pad(targets, (0, missing), constant_values=-1)).to(device)
-    return functional.cross_entropy(scores.float(), right, ignore_index=-1)
+    weights = np.concatenate([np.full(len(ids) - answer, (len(ids) - answer) ** -0.5) for ids, answer in batch])
+    share = torch.from_numpy(np.pad(weights / weights.sum(), (0, missing)).astype(np.float32)).to(device)
+    return functional.cross_entropy(scores.float(), right, ignore_index=-1, reduction="none") @ share
 
 
 def batches(examples: Iterator[Ids]) -> Iterator[list[Ids]]:
