@@ -63,7 +63,7 @@ def run(folder: Path, target: Path, tokens: int, weights: str) -> tuple[dict[str
     stages: dict[str, float] = {}
     with _opened(folder, "") as origin:
         text = random_text(origin.config, tokens)
-        residual = text.tokens, origin.config.channels
+        residual = 2 * text.tokens, origin.config.channels
         begin = last = time.perf_counter()
 
         def advance(stage: str, done: int, total: int) -> None:

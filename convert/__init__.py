@@ -155,7 +155,7 @@ def _write_calibrated(
     made_of = _source_files(origin.tensors.files, hashes, threading.Event())
     everything = [__version__, made_of, job.contents.config, dict(chosen), calibration.digest(text)]
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-    residual = text.tokens, config.channels
+    residual = 2 * text.tokens, config.channels
     with work_folder.opened(target, key, config.layers, residual) as folder:
         calibration.run(origin, chosen, text, folder, report)
         ready = {

@@ -30,6 +30,7 @@ from glmcpu.kernels.round_groups import improve_block, round_block
 from glmcpu.memory import alloc
 
 SWEEPS = 2
+ALSO = 2.0
 _BLOCK = 128  # columns; a multiple of every format's group
 _DAMPING = 0.01  # of the mean power, with any number of tokens
 _FEW_DAMPING = 0.05  # and so much more for as many inputs as there are tokens
@@ -45,12 +46,14 @@ class Inputs:
     moments   (P, P) damped X^T X
     lower     (P, P) L above
     pivots    (P,) D
+    inverses  (P/128, 128, 128) of the blocks on the diagonal of L + 1
     """
 
     order: NDArray[np.int64]
     moments: Floats
     lower: Floats
     pivots: Floats
+    inverses: Floats
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,11 @@ class Rounded:
     weight: Floats
 
 
-def prepare(x: Floats, group: int, name: str) -> Inputs:
-    """The factors of the moments of x (T, I) f32, for a format with that group.
+def prepare(x: Floats, group: int, name: str, also: Floats | None = None) -> Inputs:
+    """The factors of the moments of inputs x (T, I) f32, for a format with that group.
 
-    Needs memory for three times the moments, (I, I) f32. Raises DataError, beginning with `name`, when they are not
-    finite.
+    `also` (I, I) is added to the moments with ALSO times their mean power. Needs memory for twice the moments, (I, I)
+    f32. Raises DataError, beginning with `name`, when they are not finite.
     """
     T, I = x.shape
     with np.errstate(over="ignore", invalid="ignore"):
@@ -74,51 +77,96 @@ def prepare(x: Floats, group: int, name: str) -> Inputs:
     power = np.diagonal(moments).astype(np.float64)
     if not np.isfinite(power).all():
         raise DataError(f"{name}: its inputs are not finite numbers on the calibration text; the checkpoint is damaged")
-    order = _order(power, group)
+    mean = power.mean() or 1.0
+    if also is not None:
+        moments += also * np.float32(ALSO * mean / np.diagonal(also).mean())
+    order = _order(np.diagonal(moments), group)
     shape = len(order), len(order)
     ordered: Floats = alloc(shape, np.float32, "the moments of a matrix's inputs").view(np.float32)
     real = np.flatnonzero(order < I)
     for place in real:
         ordered[place, real] = moments[order[place], order[real]]
     del moments
-    mean = power.mean() or 1.0
     damping = _DAMPING + _FEW_DAMPING * I / T
     diagonal = np.einsum("kk->k", ordered)
     while True:
         diagonal += np.float32(damping * mean)
         try:
-            lower: Floats = np.linalg.cholesky(ordered)
-            break
+            return Inputs(order, ordered, *_factors(ordered))
         except np.linalg.LinAlgError:  # float32 could not tell it from singular
             damping *= 10
-    pivots = np.diagonal(lower).copy()
-    lower /= pivots
-    np.fill_diagonal(lower, 0)
-    return Inputs(order, ordered, lower, pivots * pivots)
 
 
-def round_rows(weight: Floats, inputs: Inputs, kind: GroupFormat) -> Rounded:
-    """Rounds rows (o, I) f32 of a matrix with these inputs to codes and scales of a format."""
+def round_rows(weight: Floats, inputs: Inputs, kind: GroupFormat, owed: Floats | None = None) -> Rounded:
+    """Rounds rows (o, I) f32 of a matrix with these inputs to codes and scales of a format.
+
+    owed (o, I): Y^T X for what the outputs Y (T, o) are to be besides X w^T; the rows are changed to give it first.
+    """
     o, I = weight.shape
     P, group = len(inputs.order), kind.GROUP
-    ordered = np.zeros((o, P), np.float32)
-    real = np.flatnonzero(inputs.order < I)
-    ordered[:, real] = weight[:, inputs.order[real]]
+    aim = _ordered(weight, inputs.order)
+    if owed is not None:
+        aim += _solve(_ordered(owed, inputs.order), inputs)
     codes, scales = np.zeros((o, P), np.int8), np.zeros((o, P // group), np.float32)
     errors = np.zeros((o, P), np.float32)
-    for begin in range(P - _BLOCK, -1, -_BLOCK):
-        end = begin + _BLOCK
-        here = slice(begin, end)
-        updated = ordered[:, here] + errors[:, end:] @ inputs.lower[end:, here]
+    for here in reversed(_blocks(P)):
+        updated = aim[:, here] + errors[:, here.stop :] @ inputs.lower[here.stop :, here]
         lower = np.ascontiguousarray(inputs.lower[here, here])
-        round_block(codes, scales, errors, ordered, updated, lower, inputs.pivots[here], begin, group, kind.CODES)
+        round_block(codes, scales, errors, aim, updated, lower, inputs.pivots[here], here.start, group, kind.CODES)
     for _ in range(SWEEPS):
-        for begin in range(P - _BLOCK, -1, -_BLOCK):
-            here = slice(begin, begin + _BLOCK)
+        for here in reversed(_blocks(P)):
             slopes = errors @ inputs.moments[:, here]
             moments = np.ascontiguousarray(inputs.moments[here, here])
-            improve_block(codes, scales, errors, slopes, moments, begin, group, kind.CODES)
+            improve_block(codes, scales, errors, slopes, moments, here.start, group, kind.CODES)
     return _restored(codes, scales, inputs.order, I, group)
+
+
+def _blocks(P: int) -> list[slice]:
+    return [slice(begin, begin + _BLOCK) for begin in range(0, P, _BLOCK)]
+
+
+def _factors(matrix: Floats) -> tuple[Floats, Floats, Floats]:
+    """L without its diagonal, D, and the inverses of the diagonal blocks of L + 1, for matrix = (L + 1) D (L + 1)^T.
+
+    NumPy's Cholesky takes a copy for itself, a gigabyte where this is needed. Raises LinAlgError.
+    """
+    P = len(matrix)
+    lower, pivots = matrix.copy(), np.empty(P, np.float32)
+    inverses = np.empty((P // _BLOCK, _BLOCK, _BLOCK), np.float32)
+    for n, here in enumerate(_blocks(P)):
+        end = here.stop
+        before = slice(0, here.start)
+        lower[here.start :, here] -= lower[here.start :, before] @ (lower[here, before] * pivots[before]).T
+        block = np.linalg.cholesky(lower[here, here].astype(np.float64))
+        root = np.diagonal(block).copy()
+        pivots[here] = root * root
+        unit = block / root
+        inverse = np.linalg.inv(unit)
+        lower[end:, here] = lower[end:, here] @ (inverse.T / (root * root)).astype(np.float32)
+        lower[here, here], inverses[n] = np.tril(unit, -1), inverse
+        lower[here, end:] = 0
+    return lower, pivots, inverses
+
+
+def _solve(owed: Floats, inputs: Inputs) -> Floats:
+    """owed (o, P) times the inverse of the moments; overwrites it."""
+    blocks = list(enumerate(_blocks(len(inputs.order))))
+    for n, here in blocks:
+        owed[:, here] -= owed[:, : here.start] @ inputs.lower[here, : here.start].T
+        owed[:, here] = owed[:, here] @ inputs.inverses[n].T
+    owed /= inputs.pivots
+    for n, here in reversed(blocks):
+        owed[:, here] -= owed[:, here.stop :] @ inputs.lower[here.stop :, here]
+        owed[:, here] = owed[:, here] @ inputs.inverses[n]
+    return owed
+
+
+def _ordered(rows: Floats, order: NDArray[np.int64]) -> Floats:
+    """Rows (o, I) in the order of rounding, filled up with zeros: (o, P)."""
+    out = np.zeros((len(rows), len(order)), np.float32)
+    real = np.flatnonzero(order < rows.shape[1])
+    out[:, real] = rows[:, order[real]]
+    return out
 
 
 def _order(power: NDArray[np.float64], group: int) -> NDArray[np.int64]:

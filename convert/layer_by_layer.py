@@ -71,6 +71,7 @@ class Work:
 
     formats: Mapping[str, str]
     stage: str
+    times = 1  # how often the text is read side by side
 
     def __init__(self, origin: Origin, text: Text, advance: Advance, first: int = 0) -> None:
         self.formats = dict.fromkeys(origin.sources, "f32")
@@ -87,8 +88,9 @@ class Work:
         model = models.load(GENERATION).build(left, self, self)
         cache = model.new_cache(max(map(len, self.text.sequences)))
         # One cache does for all: attention writes a sequence's keys and values and reads them before it does the next.
-        parts = [Part(ids, cache) for ids in self.text.sequences]
-        model.forward(parts, wanted=self.text.predicted, after_layer=self.after_layer)
+        parts = self.times * [Part(ids, cache) for ids in self.text.sequences]
+        wanted = np.concatenate([self.text.predicted + n * self.text.tokens for n in range(self.times)])
+        model.forward(parts, wanted=wanted, after_layer=self.after_layer)
 
     def after_layer(self, n: int, x: Floats) -> None:
         """Called with the residual before each layer that was left, and once after the last."""

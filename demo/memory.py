@@ -279,7 +279,8 @@ _WEIGHTS = [5 if kind == "name" else 4 if kind in ("number", "list") else 1 for 
 
 _NAMES = {mark: [row[1] for row in table("names.txt") if row[0] == mark] for mark in ("en", "zh", "entest", "zhtest")}
 _THINGS = table("things.txt")
-_LEXICON = table("lexicon.txt")
+_HELD_OUT = {word for row in _THINGS if len(row) > 3 for word in row[1:3]}
+_LEXICON = [row for row in table("lexicon.txt") if not _HELD_OUT & set(row)]
 _ONSETS = [
     "b",
     "br",
