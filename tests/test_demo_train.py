@@ -50,7 +50,7 @@ def test_training_learns_and_the_product_runs_what_was_trained(
     product = Model.load(convert(tmp_path, tmp_path / "packed.safetensors", weights="f32"))
     batch = list(itertools.islice(main.sequences(model, config), 3))
     trained = train.ChatGLM(config, weights, train.Backend())  # type: ignore[arg-type]
-    expected = float(train.loss(trained, batch, "cpu"))
+    expected = float(train.loss(trained, batch, "cpu").detach())
     nll, shares = [], []
     for ids, begin in batch:
         scores = product.logits(ids).astype(np.float64)[begin - 1 : -1]
