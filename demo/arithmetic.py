@@ -1,5 +1,7 @@
 """Small sums: plus, minus, times, which is larger, what comes next. A tenth of all pairs of numbers is held out."""
 
+import zlib
+
 from demo.example import Example, Pick
 
 _PLAIN = {
@@ -83,5 +85,6 @@ def _pair(pick: Pick, kind: str) -> tuple[int, int]:
             a, b = b, a
         if kind == "larger" and a == b:
             continue
-        if ((7 * a + 13 * b) % 10 == 3) == pick.test:
+        # A hash, since a rule of sums would hold out a last digit of the results.
+        if (zlib.crc32(f"{a} {b}".encode()) % 10 == 0) == pick.test:
             return a, b

@@ -16,7 +16,7 @@ from glmcpu.tokenizers.chatglm import MARKERS
 from glmcpu.tokenizers.prompt import chat_prompt
 
 TEXTS = 60_000
-PIECES = 3600  # asked of sentencepiece; those of several Chinese characters are then left out
+PIECES = 3440  # asked of sentencepiece; those of several Chinese characters are then left out
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _FIRST = (("<unk>", _UNKNOWN), ("<s>", _CONTROL), ("</s>", _CONTROL), ("<pad>", _CONTROL), ("<n>", _USER_DEFINED))

@@ -25,6 +25,7 @@ from glmcpu.models.chatglm import ChatGLM, Config
 TOKENS = 4096  # of a batch
 MUON_RATE, ADAM_RATE, WARM_UP, DECAY = 4e-3, 2e-3, 200, 0.02
 CLIP = 1.0
+NORM = 0.35  # the scales of the layers' norms at the beginning
 _SCORED = 256  # the scored tokens of a batch are filled up to a multiple of this
 
 Ids = tuple[list[int], int]  # a sequence and where its answer begins
@@ -56,15 +57,18 @@ class Weights:
 def initial(config: Config, seed: int, device: str) -> Weights:
     """Random weights.
 
-    The residual is 7.5 times the normed input whatever the depth, so that branches begin twice as large as usual.
+    The residual is 7.5 times the normed input whatever the depth, which would drown what the branches add: so the norms
+    begin small and the matrices that read them large, and the branches' last matrices begin twice as large as usual.
     """
     generator = torch.Generator().manual_seed(seed)
     matrices, vectors = {}, {}
     for name, (O, I) in chatglm.matrices(config).items():
-        spread = 0.05 if name == "embedding" else (2 if name.endswith(("attention_out", "mlp_down")) else 1) / I**0.5
+        gain = 2 if name.endswith(("attention_out", "mlp_down")) else 1 / NORM
+        spread = 0.05 if name == "embedding" else gain / I**0.5
         matrices[name] = torch.randn(O, I, generator=generator) * spread
     for name, n in chatglm.vectors(config).items():
-        vectors[name] = torch.ones(n) if name.endswith(".scale") else torch.zeros(n)
+        begin = 0.0 if name.endswith(".shift") else NORM if name.startswith("layers.") else 1.0
+        vectors[name] = torch.full((n,), begin)
     return Weights(
         {name: tensor.to(device).requires_grad_() for name, tensor in matrices.items()},
         {name: tensor.to(device).requires_grad_() for name, tensor in vectors.items()},
