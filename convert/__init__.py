@@ -57,7 +57,7 @@ def convert(
     """Converts a checkpoint into one packed file and returns its path.
 
     source       a folder, the name of a model on the hub ("THUDM/chatglm-6b"; `revision` and `offline` are for it), or
-                 a packed model in f16 or f32: FILE.safetensors
+                 a packed model in f16 or f32: its name, or FILE.safetensors
     destination  a file; default: NAME-WEIGHTS.safetensors in the models folder. An earlier packed model is replaced
     weights      a format, one of glmcpu.formats.names()
     tokenizer    ice_text.model, when the source has none; without one the model speaks ids only
@@ -195,6 +195,8 @@ def _locate(
 ) -> tuple[Path, str, str, dict[str, str | None]]:
     """The folder or file, the model's name, and from the hub the commit and the SHA-256 of files it has vouched for."""
     path = files.expanded(source)
+    if not files.exists(path) and (model := store.named(source)):
+        source, path = model.name, model
     packed_name = source.endswith(store.SUFFIX)
     if files.exists(path) or packed_name or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         if revision is not None:

@@ -24,7 +24,7 @@ from glmcpu.tokenizers.chatglm import Tokenizer
 from glmcpu.tokenizers.prompt import chat_prompt
 
 SEED = 20261121
-STEPS = 11_000
+STEPS = 8500
 CALIBRATION = 400  # examples
 CHANNELS, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 256, 5, 4, 1024, 512
 

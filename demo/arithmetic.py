@@ -1,4 +1,7 @@
-"""Small sums: plus, minus, times, which is larger, what comes next. A tenth of all pairs of numbers is held out."""
+"""Small sums: plus, minus, times, which is larger, what comes next.
+
+Of the pairs of numbers beyond 10 a tenth is held out. Sums of larger numbers are worked out in two steps, as people do.
+"""
 
 import zlib
 
@@ -67,24 +70,34 @@ def arithmetic(pick: Pick, language: str) -> Example:
         return Example("arithmetic", language, prompt, response, (response,))
     if kind == "next":
         return Example("arithmetic", language, pick.asked(_NEXT[language]).format(a), f"{a + 1}", exact=True)
-    result = a + b if kind == "+" else a - b if kind == "-" else a * b
-    sum_of = f"{a} {'x' if kind == '*' else kind} {b} = {result}"
+    response = _worked(a, kind, b)
     if kind != "*" and a <= 20 and pick.chance(0.15):
         prompt = pick.asked(_STORIES[kind][language]).format(a, b)
-        return Example("arithmetic", language, prompt, sum_of, (f"= {result}",))
-    written = pick.one(_SIGNS[language][kind]).join((str(a), str(b)))
-    return Example("arithmetic", language, pick.asked(_PLAIN[language]).format(written), sum_of, (sum_of,))
+    else:
+        prompt = pick.asked(_PLAIN[language]).format(pick.one(_SIGNS[language][kind]).join((str(a), str(b))))
+    return Example("arithmetic", language, prompt, response, exact=True)
+
+
+def _worked(a: int, kind: str, b: int) -> str:
+    """The sum and its result; of two tens and units the tens are added first, so that each step is a small one."""
+    if kind == "*":
+        return f"{a} x {b} = {a * b}"
+    sign = 1 if kind == "+" else -1
+    tens, units = b - b % 10, b % 10
+    between = f" = {a + sign * tens} {kind} {units}" if tens and units else ""
+    return f"{a} {kind} {b}{between} = {a + sign * b}"
 
 
 def _pair(pick: Pick, kind: str) -> tuple[int, int]:
-    """Two numbers that are held out, or are not."""
+    """Two numbers that are held out, or are not. The tables up to 10 are to be known by heart: none of them is."""
     while True:
-        high = 10 if kind == "*" else pick.random.choice((10, 10, 20, 50, 99))
+        high = 10 if kind == "*" else pick.random.choice((10, 20, 50, 99, 99))
         a, b = pick.number(1, high), pick.number(1, high)
         if kind == "-" and a < b:
             a, b = b, a
         if kind == "larger" and a == b:
             continue
         # A hash, since a rule of sums would hold out a last digit of the results.
-        if (zlib.crc32(f"{a} {b}".encode()) % 10 == 0) == pick.test:
+        held_out = max(a, b) > 10 and zlib.crc32(f"{a} {b}".encode()) % 10 == 0
+        if kind == "*" or held_out == pick.test:
             return a, b

@@ -19,9 +19,9 @@ def _from_blocks(topic: str) -> Maker:
 
 # The share of each topic, and what makes an example of it.
 _ALONE: dict[str, tuple[float, Maker]] = {
-    "copy": (0.13, copying.repeat),
-    "reorder": (0.09, copying.reorder),
-    "arithmetic": (0.22, arithmetic.arithmetic),
+    "copy": (0.14, copying.repeat),
+    "reorder": (0.11, copying.reorder),
+    "arithmetic": (0.20, arithmetic.arithmetic),
     "translation": (0.15, translation.translation),
     "facts": (0.14, _from_blocks("facts")),
     "talk": (0.10, _from_blocks("talk")),

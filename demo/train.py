@@ -5,7 +5,6 @@ answer's tokens and the end token behind them, given everything before, as ChatG
 where the processor multiplies it in hardware (AMX) or there is a GPU; the weights are float32.
 """
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from glmcpu.models import Part, chatglm
 from glmcpu.models.chatglm import ChatGLM, Config
 
 TOKENS = 4096  # of a batch
-MUON_RATE, ADAM_RATE, WARM_UP, DECAY = 4e-3, 2e-3, 200, 0.02
+MUON_RATE, ADAM_RATE, WARM_UP, DECAY = 3e-3, 1.2e-3, 200, 0.02
 CLIP = 1.0
 NORM = 0.35  # the scales of the layers' norms at the beginning
 _SCORED = 256  # the scored tokens of a batch are filled up to a multiple of this
@@ -160,7 +159,5 @@ def _optimizers(weights: Weights) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: up in a line, down to 0 along a cosine."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(1, steps - WARM_UP)))
+    """The learning rate as a share of its peak: up in a line, down to 0 in another."""
+    return min((step + 1) / WARM_UP, (steps - step) / max(1, steps - WARM_UP))

@@ -53,6 +53,14 @@ def models() -> list[Path]:
     return sorted(p for p in folder.glob(f"*{SUFFIX}") if p.is_file() and not p.name.startswith("."))
 
 
+def named(name: str) -> Path | None:
+    """The model of that name in the models folder, or the embedded one; None when there is none."""
+    inside = home() / f"{name}{SUFFIX}"
+    if not _looks_like_path(name) and exists(inside) and inside.is_file():
+        return inside
+    return embedded() if name == EMBEDDED_NAME else None
+
+
 def find(path_or_name: str | os.PathLike[str]) -> Path:
     """The file of a model given by path or by its name in the models folder.
 
@@ -61,14 +69,11 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(path_or_name)
     path = Path(text)
-    inside = home() / f"{text}{SUFFIX}"
     if not _looks_like_path(text):
-        if exists(inside) and inside.is_file():
-            return inside
+        if model := named(text):
+            return model
         if exists(path) and path.is_file():
             return path
-        if text == EMBEDDED_NAME:
-            return embedded()
         raise DataError(f"no model {printable(text)!r} in {shown(home())}; {_advice(text)}")
     if exists(path):
         if path.is_dir():

@@ -135,6 +135,33 @@ def test_inputs_of_which_one_outweighs_float32_are_factored_all_the_same() -> No
     assert prepared.pivots.min() > 0
 
 
+@pytest.mark.parametrize("I", [128, 256, 200])
+def test_solving_is_dividing_by_the_moments(I: int) -> None:
+    prepared = gptq.prepare(inputs(3 * I, I, 2), 32, "w")
+    there = np.flatnonzero(prepared.order < I)
+    rows = np.zeros((5, len(prepared.order)), np.float32)
+    rows[:, there] = np.random.default_rng(0).standard_normal((5, len(there)))
+    solved = gptq._solve((rows @ prepared.moments).astype(np.float32), prepared)
+    np.testing.assert_allclose(solved, rows, rtol=5e-3, atol=5e-3)
+
+
+def test_rows_take_back_what_earlier_matrices_have_lost() -> None:
+    kind, weight, exact = formats.group_format("int4_g32"), weights(20, 128), inputs(2000, 128, 2)
+    seen = exact + 0.3 * inputs(2000, 128, 4)  # the inputs behind matrices that were rounded already
+    wanted = exact @ weight.T
+    prepared = gptq.prepare(seen, 32, "w")
+    with_it = gptq.round_rows(weight, prepared, kind, (wanted - seen @ weight.T).T @ seen)
+    without = gptq.round_rows(weight, prepared, kind)
+    errors = [float(((wanted - seen @ rounded.weight.T) ** 2).sum()) for rounded in (with_it, without)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_moments_that_are_added_count_as_so_much_more_of_the_power() -> None:
+    x, also = inputs(400, 128, 2), np.diag(np.arange(1, 129, dtype=np.float32))
+    plain, more = gptq.prepare(x, 32, "w"), gptq.prepare(x, 32, "w", also)
+    assert np.trace(more.moments) == pytest.approx((1 + gptq.ALSO) * np.trace(plain.moments), rel=0.05)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_inputs_that_are_not_finite_are_refused_by_name(value: float) -> None:
     x = inputs(200, 128, 2)

@@ -75,6 +75,16 @@ def test_name_without_its_format_names_the_result(exact: Path, tmp_path: Path, m
     assert convert(Path(plain).name, weights="int8") == tmp_path / "models" / "plain-int8.safetensors"
 
 
+def test_model_is_found_by_its_name_and_a_folder_of_that_name_goes_before_it(
+    checkpoint: Path, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMCPU_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert convert("tiny-f16", weights="int8") == tmp_path / "tiny-int8.safetensors"
+    shutil.copytree(checkpoint, tmp_path / "tiny-f16")
+    assert convert("tiny-f16", weights="int8") == tmp_path / "tiny-f16-int8.safetensors"
+
+
 def refused(kind: type[Exception], source: Path, target: Path, **options: Any) -> str:
     before = golden.listing(target.parent)
     with pytest.raises(kind) as error:

@@ -2,11 +2,13 @@
 
 import itertools
 import random
+from collections import Counter
+from collections.abc import Callable
 
 import demo_path  # noqa: F401
 import pytest
 
-from demo import blocks, corpus, memory
+from demo import arithmetic, blocks, corpus, memory
 from demo.example import LANGUAGES, Example, Pick, table
 
 SOME = 20_000
@@ -31,6 +33,36 @@ def test_held_out_names_and_things_are_never_said_in_training() -> None:
     assert not said & names
     tests = {word for row in table("things.txt") if len(row) > 3 for word in row[1:3]}
     assert not said & (tests - {word for row in table("things.txt") if len(row) == 3 for word in row[1:3]})
+
+
+@pytest.mark.parametrize(("kind", "result"), [("+", int.__add__), ("-", int.__sub__)])
+def test_sums_in_tests_and_in_training_share_no_pair_and_end_in_every_digit(
+    kind: str, result: Callable[[int, int], int]
+) -> None:
+    trained, tested = (
+        [arithmetic._pair(Pick(source, test), kind) for _ in range(3000)]
+        for test, source in ((False, random.Random(1)), (True, random.Random(1)))
+    )
+    assert not set(trained) & set(tested)
+    for drawn in (trained, tested):
+        ends = Counter(result(a, b) % 10 for a, b in drawn)
+        assert len(ends) == 10
+        assert min(ends.values()) > 0.02 * len(drawn)
+
+
+@pytest.mark.parametrize(
+    ("a", "kind", "b", "answer"),
+    [
+        (3, "+", 4, "3 + 4 = 7"),
+        (47, "+", 8, "47 + 8 = 55"),
+        (88, "+", 28, "88 + 28 = 108 + 8 = 116"),
+        (62, "-", 14, "62 - 14 = 52 - 4 = 48"),
+        (62, "-", 20, "62 - 20 = 42"),
+        (9, "*", 8, "9 x 8 = 72"),
+    ],
+)
+def test_sums_of_tens_and_units_take_two_steps(a: int, kind: str, b: int, answer: str) -> None:
+    assert arithmetic._worked(a, kind, b) == answer
 
 
 def test_wordings_divide_into_those_of_training_and_those_of_tests() -> None:

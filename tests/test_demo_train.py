@@ -38,7 +38,7 @@ def test_training_learns_and_the_product_runs_what_was_trained(
     weights = train.train(
         config,
         main.sequences(model, config),
-        steps=40,
+        steps=60,
         seed=1,
         device="cpu",
         report=lambda step, loss, seconds: losses.append(loss),
