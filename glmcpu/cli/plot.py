@@ -21,7 +21,7 @@ _MARKERS = "os^Dv"
 def require(target: str) -> None:
     """Raises UsageError, before anything is measured, when the picture could not be made."""
     if Path(target).is_dir():
-        raise UsageError(f"--plot {shown(target)}: is a folder; name a file in it, such as bench.svg")
+        raise UsageError(f"--plot {shown(target)}: is a folder; name a file in it, such as picture.svg")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

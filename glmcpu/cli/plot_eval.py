@@ -45,6 +45,7 @@ def draw(reference: str, rows: "Sequence[Row]", target: str) -> None:
             _heat(right, others, apart, norm)
             right.yaxis.tick_right()
             right.set_xticks([])
+            left.set_xlabel("layer")
         if drawn is not None:
             figure.colorbar(drawn, ax=figure.axes, shrink=0.6, pad=0.02)
         _survival(figure.add_subplot(grid[len(rows), :]), rows)
