@@ -40,6 +40,7 @@ def main() -> None:
     temporary = tempfile.TemporaryDirectory() if options.checkpoint is None else nullcontext(options.checkpoint)
     with temporary as place, tempfile.TemporaryDirectory() as work:
         folder = Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
             write_checkpoint(folder, 1, 0)
         steps, stages = run(folder, Path(work) / "model", options.tokens, options.weights)
