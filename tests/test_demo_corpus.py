@@ -8,7 +8,7 @@ from collections.abc import Callable
 import demo_path  # noqa: F401
 import pytest
 
-from demo import arithmetic, blocks, corpus, memory
+from demo import arithmetic, blocks, corpus, memory, slots
 from demo.example import LANGUAGES, Example, Pick, table
 
 SOME = 20_000
@@ -73,12 +73,12 @@ def test_wordings_divide_into_those_of_training_and_those_of_tests() -> None:
     assert not any(set("()|") & set(text) for text in trained | tested)
 
 
-@pytest.mark.parametrize("slot", memory.SLOTS, ids="-".join)
+@pytest.mark.parametrize("slot", slots.SLOTS, ids="-".join)
 def test_everything_that_can_be_told_has_held_out_wordings(slot: tuple[str, str]) -> None:
     for test in (False, True):
         pick = Pick(random.Random(1), test)
-        assert pick.wording(memory.SLOTS[slot].tell).count("{}") == 1
-        assert "{}" not in pick.wording(memory.SLOTS[slot].ask)
+        assert pick.wording(slots.SLOTS[slot].tell).count("{}") == 1
+        assert "{}" not in pick.wording(slots.SLOTS[slot].ask)
 
 
 def test_right_answers_are_right_and_others_are_not() -> None:
