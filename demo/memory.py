@@ -87,7 +87,7 @@ def value(pick: Pick, kind: str, language: str) -> str:
         return str(pick.number(5, 99))
     if kind == "list":
         kinds = ("fruit", "food", "item", "drink")
-        words = {_thing(pick, pick.one(kinds), language) for _ in range(pick.number(2, 5))}
+        words = dict.fromkeys(_thing(pick, pick.one(kinds), language) for _ in range(pick.number(2, 5)))
         return ("、" if language == "zh" else ", ").join(sorted(words, key=lambda _: pick.random.random()))
     return _thing(pick, kind, language)
 

@@ -1,9 +1,13 @@
 """The corpus of the embedded model: what is held out stays out, and every answer can be told right from wrong."""
 
 import itertools
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import demo_path  # noqa: F401
 import pytest
@@ -18,6 +22,21 @@ def test_the_same_seed_gives_the_same_examples_and_another_gives_others() -> Non
     one, two, other = (list(itertools.islice(corpus.examples(seed), 200)) for seed in (1, 1, 2))
     assert one == two
     assert one != other
+
+
+def test_examples_do_not_depend_on_the_order_of_sets() -> None:
+    code = "import itertools; from demo import corpus; print(*itertools.islice(corpus.examples(1), 500))"
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
 
 
 def test_no_held_out_question_is_in_training() -> None:
