@@ -16,7 +16,8 @@ Three things measured better than the plain method, on correlated inputs with ou
 - H gets more of its mean power on the diagonal the fewer tokens it was made of: what few tokens say of the
   correlations of many inputs is mostly chance
 
-Left out: a correction of the bias by the mean error (it is in H already, and gave nothing).
+Left out, since they gave nothing on top: a correction of the bias by the mean error, which is in H already, and inputs
+scaled by their size (AWQ; Lin et al. 2023, arXiv 2306.00978), to which codes and scales are fitted already.
 """
 
 from dataclasses import dataclass
