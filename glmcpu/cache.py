@@ -10,6 +10,7 @@ Numbers are float32, float16 (uint16), or int8 with a float32 scale for each hea
 error of half a step of 1/127 of the largest of the head's channels.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from glmcpu import formats
 from glmcpu.kernels import BLOCK
 from glmcpu.memory import alloc
 
+_SERIALS = itertools.count()
+
 
 class KVCache:
     """Keys and values of L layers for up to `capacity` positions, `length` of them filled."""
@@ -29,6 +32,7 @@ class KVCache:
         """Raises MachineError when there is no memory for it. kind is one of KINDS."""
         dtype = KINDS[kind]
         self.H, self.D, self.kind = H, D, kind
+        self.serial = next(_SERIALS)  # unlike id(), never another cache's
         self.length = 0
         B, P = -(-capacity // BLOCK), -(-D // 16) * 16
         self.capacity = capacity

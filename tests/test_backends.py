@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glmcpu import backends, formats
+from glmcpu import Model, backends, formats, store
 from glmcpu.backends import Backend, Batch, cpu, reference
-from glmcpu.cache import Segment
+from glmcpu.cache import KVCache, Segment
 from glmcpu.errors import UsageError
 from glmcpu.formats import Weight
+from glmcpu.models import Part
 
 F32 = np.float32
 OPERATIONS = sorted(name for name in vars(Backend) if not name.startswith("_"))
@@ -55,6 +56,29 @@ def test_products_and_embeddings_agree(name: str) -> None:
     assert np.linalg.norm(found - expected) < (1e-6 if formats.load(name).EXACT else 0.02) * np.linalg.norm(expected)
     ids = np.array([69, 0, 33, 0])
     assert np.array_equal(fast.rows(weight, ids), slow.rows(weight, ids))
+
+
+def test_a_new_cache_in_the_place_of_a_freed_one_is_not_taken_for_it() -> None:
+    model = Model.load(store.embedded(), threads=1, context=64).language_model
+    marks = [model.config.gmask, model.config.bos]
+    one, two, three = [5, 9, *marks], [7, 8, *marks], [11, 12, *marks]
+
+    def start(ids: list[int]) -> KVCache:
+        cache = model.new_cache(32)
+        model.forward([Part(ids, cache)])
+        return cache
+
+    first, second = start(one), start(two)
+    model.forward([Part([*one, 5], first), Part([*two, 5], second)])
+    place = id(second)
+    del second
+    tried = []
+    while not tried or id(tried[-1]) != place:
+        tried.append(start(three))
+        if len(tried) > 100:
+            pytest.skip("its place was not used again")
+    together = model.forward([Part([*one, 5, 6], first), Part([*three, 5], tried[-1])])[1]
+    np.testing.assert_array_equal(together, model.forward([Part([*three, 5], start(three))])[0])
 
 
 def test_the_reference_takes_a_long_weight_slab_by_slab() -> None:

@@ -60,7 +60,7 @@ class Backend:
 
         What was written down is kept as long as the first sequence's cache, and one set of sequences at a time.
         """
-        caches = tuple(id(segment.cache) for segment in batch.segments)
+        caches = tuple(segment.cache.serial for segment in batch.segments)
         shape = caches, tuple(segment.end for segment in batch.segments)
         kept = self._kept.setdefault(batch.segments[0].cache, {})
         if shape not in kept:
