@@ -17,7 +17,7 @@ class Glmcpu:
 
     def __init__(self, file: str, threads: int, context: int, sequences: int) -> None:
         model = glmcpu.Model.load(file, threads=threads, context=context)
-        self._model = model._model  # Model has no words for several sequences
+        self._model = model.language_model
         self._context, self._sequences = context, sequences
 
     @property

@@ -11,24 +11,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmcpu.errors import ContextWarning, DataError, GlmcpuError, MachineError, NetworkError, UsageError
+from glmcpu.errors import BusyError, ContextWarning, DataError, GlmcpuError, MachineError, NetworkError, UsageError
 
 if TYPE_CHECKING:
     from glmcpu.chat import ChatSession
+    from glmcpu.engine import Engine
     from glmcpu.generate import Token
     from glmcpu.model import Model
     from glmcpu.sampling import Sampler
+    from glmcpu.stream import Stream
 
 __version__ = "0.1.0"
 __all__ = [
+    "BusyError",
     "ChatSession",
     "ContextWarning",
     "DataError",
+    "Engine",
     "GlmcpuError",
     "MachineError",
     "Model",
     "NetworkError",
     "Sampler",
+    "Stream",
     "Token",
     "UsageError",
     "__version__",
@@ -41,8 +46,10 @@ if (_beside / "convert" / "zip_directory.py").is_file():
 
 _LAZY = {
     "ChatSession": "glmcpu.chat",
+    "Engine": "glmcpu.engine",
     "Model": "glmcpu.model",
     "Sampler": "glmcpu.sampling",
+    "Stream": "glmcpu.stream",
     "Token": "glmcpu.generate",
 }
 

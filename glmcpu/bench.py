@@ -142,7 +142,7 @@ def measure(
     # A context is also a prompt that was read, so the two are measured length by length.
     for length in sorted({*plan.prompts, *plan.contexts}):
         ids = prompt(loaded.config, length)
-        bench = _Bench(loaded._model, ids, plan, ceilings, work)  # Model has no words for several sequences
+        bench = _Bench(loaded.language_model, ids, plan, ceilings, work)
         row = bench.prefill(plan.repeats if length in plan.prompts else 1)
         if length in plan.prompts:
             prefills.append(row)
@@ -152,7 +152,7 @@ def measure(
             if isinstance(result, Decode):
                 decodes.append(result)
             yield result
-    yield _run(path.name, work, loaded._model.new_cache(1).kind, ceilings, load_s, prefills, decodes)
+    yield _run(path.name, work, loaded.language_model.new_cache(1).kind, ceilings, load_s, prefills, decodes)
 
 
 def prompt(config: Any, length: int) -> list[int]:

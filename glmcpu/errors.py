@@ -37,6 +37,12 @@ class NetworkError(GlmcpuError, OSError):
     exit_code = 5
 
 
+class BusyError(GlmcpuError):
+    """The engine has as many requests as it may; the same request can succeed later."""
+
+    exit_code = 4
+
+
 class Notice(UserWarning):
     """Something the user should know that stops nothing."""
 

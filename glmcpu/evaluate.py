@@ -150,7 +150,7 @@ class _Run:
     def read(self, group: Sequence[texts.Sequence], done: int, total: int, progress: Progress | None) -> Floats:
         """The last layer's residuals (t, C) before each scored id of the sequences, in one pass."""
         begin_s = time.perf_counter()
-        model, layers = self.model._model, self.model.config.layers  # Model has no words for several sequences
+        model, layers = self.model.language_model, self.model.config.layers
         # The last id is predicted, never read.
         parts = [Part(sequence.ids[:-1], model.new_cache(len(sequence.ids) - 1)) for sequence in group]
         ids = sum(len(sequence.ids) for sequence in group)
@@ -174,7 +174,7 @@ class _Run:
     def score(self, state: Floats, targets: NDArray[np.int64]) -> Probabilities:
         """The probabilities after residuals (t, C), of which those of the targets (t,) are kept."""
         begin_s = time.perf_counter()
-        scores = self.model._model.scores(state)
+        scores = self.model.language_model.scores(state)
         if not np.isfinite(scores).all():
             raise DataError(
                 f"{shown(self.model.path)}: gives scores that are NaN or infinite; look for damage with: glmcpu verify"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from glmcpu.backends import Floats
+from glmcpu.cache import KVCache
 from glmcpu.errors import DataError, UsageError
 from glmcpu.lookup import Lookup
 from glmcpu.models import LanguageModel, Part
@@ -64,17 +65,58 @@ def generate(
     time and nothing else. Raises UsageError for arguments out of range and DataError for ids the model cannot read,
     both before the first token.
     """
+    answer = begin(
+        model.config.eos, tokenizer, ids, context=context, sampler=sampler, max_new_tokens=max_new_tokens, stop=stop
+    )
+    return _tokens(model, answer, DRAFTS if lookup else 0, progress)
+
+
+def begin(
+    eos: int,
+    tokenizer: Tokenizer | None,
+    ids: Sequence[int],
+    *,
+    context: int,
+    sampler: Sampler | None = None,
+    max_new_tokens: int = 512,
+    stop: Sequence[str | int] = (),
+) -> "Answer":
+    """The answer to `ids` before its first token; raises UsageError and DataError as `generate` does."""
     known = whole_numbers(ids)
-    texts, ends = _stops(stop, model.config.eos, tokenizer)
+    texts, ends = _stops(stop, eos, tokenizer)
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens}: at least one token must be asked for")
     if len(known) >= context:
         raise DataError(
             f"the prompt is {len(known):,} tokens and the context {context:,}; shorten it or load with a larger context"
         )
-    limit = min(context, len(known) + max_new_tokens)
-    scores = _scores(model, known, limit, DRAFTS if lookup else 0, progress)
-    return _tokens(scores, known, limit, (sampler or GREEDY), ends, _stream(tokenizer, texts))
+    return Answer(known, min(context, len(known) + max_new_tokens), sampler or GREEDY, ends, _stream(tokenizer, texts))
+
+
+class Answer:
+    """A prompt and what follows it so far: `ids`, at most `limit` of them."""
+
+    def __init__(
+        self, ids: list[int], limit: int, sampler: Sampler, ends: frozenset[int], stream: TextStream | None
+    ) -> None:
+        self.ids, self.limit = ids, limit
+        self._draw, self._ends, self._stream = sampler.start(), ends, stream
+
+    def take(self, logits: Floats, draft: int | None = None) -> Token:
+        """Draws the next token from the scores (V,) after `ids`, which it joins."""
+        token = self._draw.choose(logits, self.ids)
+        logprob = log_probability(logits, token)
+        self.ids.append(token)
+        stream = self._stream
+        text = stream.push(token) if stream and token not in self._ends else ""
+        reason = None
+        if token in self._ends or (stream and stream.stopped):
+            reason = "stop"
+        elif len(self.ids) >= self.limit:
+            reason = "length"
+        if reason and stream:
+            text += stream.finish()
+        return Token(token, text, logprob, reason, draft)
 
 
 def whole_numbers(ids: Sequence[int]) -> list[int]:
@@ -85,61 +127,40 @@ def whole_numbers(ids: Sequence[int]) -> list[int]:
         raise UsageError("ids must be a flat sequence of whole numbers, as tokenizer.encode gives") from error
 
 
-def _tokens(
-    scores: Iterator[tuple[Floats, int | None]],
-    ids: list[int],
-    limit: int,
-    sampler: Sampler,
-    ends: frozenset[int],
-    stream: TextStream | None,
-) -> Iterator[Token]:
-    draw = sampler.start()
-    for logits, draft in scores:
-        token = draw.choose(logits, ids)
-        logprob = log_probability(logits, token)
-        ids.append(token)
-        text = stream.push(token) if stream and token not in ends else ""
-        reason = None
-        if token in ends or (stream and stream.stopped):
-            reason = "stop"
-        elif len(ids) >= limit:
-            reason = "length"
-        if reason and stream:
-            text += stream.finish()
-        yield Token(token, text, logprob, reason, draft)
-        if reason:
-            return
-
-
-def _scores(
-    model: LanguageModel, ids: list[int], limit: int, drafts: int, progress: Progress | None
-) -> Iterator[tuple[Floats, int | None]]:
-    """The scores (V,) after `ids` and the draft of the next id or None, without end; at most so many drafts a pass.
-
-    Whoever takes them puts the id drawn behind `ids` before asking for the next.
-    """
-    cache, layers = model.new_cache(limit), model.config.layers
+def _tokens(model: LanguageModel, answer: Answer, drafts: int, progress: Progress | None) -> Iterator[Token]:
+    cache, layers = model.new_cache(answer.limit), model.config.layers
 
     def observe(n: int, _: object) -> None:
         if progress:
             progress(n, layers)
 
     begin_s = time.perf_counter()
-    rows = model.forward([Part(ids, cache)], after_layer=observe)
-    lookup = Lookup(drafts, len(ids), time.perf_counter() - begin_s)
-    yield rows[0], None
-    while True:
-        guesses = lookup.draft(ids, limit - len(ids) - 1)
-        cache.length = len(ids) - 1  # forgets drafts that did not hold
-        begin_s = time.perf_counter()
-        rows = model.forward([Part([*ids, *guesses], cache)], every=True)
-        took_s, held = time.perf_counter() - begin_s, 0
-        for logits, guess in zip(rows, [*guesses, None], strict=True):
-            yield logits, guess
-            if ids[-1] != guess:
-                break
-            held += 1
-        lookup.learn(len(guesses), held, took_s)
+    rows = model.forward([Part(answer.ids, cache)], after_layer=observe)
+    lookup = Lookup(drafts, len(answer.ids), time.perf_counter() - begin_s)
+    token = answer.take(rows[0])
+    yield token
+    while not token.finish_reason:
+        for token in advance(model, answer, cache, lookup):
+            yield token
+
+
+def advance(model: LanguageModel, answer: Answer, cache: KVCache, lookup: Lookup) -> Iterator[Token]:
+    """One pass over the id drawn last and drafts of the next ones: a token, and one more for each draft that holds."""
+    ids = answer.ids
+    guesses = lookup.draft(ids, answer.limit - len(ids) - 1)
+    cache.length = len(ids) - 1  # forgets drafts that did not hold
+    begin_s = time.perf_counter()
+    rows = model.forward([Part([*ids, *guesses], cache)], every=True)
+    took_s, held = time.perf_counter() - begin_s, 0
+    for logits, guess in zip(rows, [*guesses, None], strict=True):
+        token = answer.take(logits, guess)
+        yield token
+        if token.finish_reason:
+            return
+        if token.id != guess:
+            break
+        held += 1
+    lookup.learn(len(guesses), held, took_s)
 
 
 def _stops(stop: Sequence[str | int], eos: int, tokenizer: Tokenizer | None) -> tuple[list[str], frozenset[int]]:

@@ -7,7 +7,7 @@ for piece in model.start_chat().say("你好"):
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,26 @@ class Model:
     """A loaded model. Threads may share it: forward passes take turns."""
 
     def __init__(
-        self, path: Path, model: LanguageModel, tokenizer: Tokenizer | None, context: int, drafts: bool = True
+        self,
+        path: Path,
+        model: LanguageModel,
+        tokenizer: Tokenizer | None,
+        context: int,
+        cache_bytes: Callable[[int], int],
+        drafts: bool = True,
     ) -> None:
-        """`load` makes one. drafts: whether a pass over several ids gives the very scores of passes over one."""
+        """`load` makes one.
+
+        language_model   ids to scores, several sequences in a pass: for the engine and for measuring
+        cache_bytes      memory of a full cache of so many tokens
+        drafts           whether a pass over several ids gives the very scores of passes over one
+        """
         self.path = path
         self.context = context
         self.tokenizer = tokenizer
-        self._model = model
-        self._drafts = drafts
+        self.language_model = model
+        self.cache_bytes = cache_bytes
+        self.drafts = drafts
 
     @classmethod
     def load(
@@ -69,29 +81,33 @@ class Model:
         generation, config = read_config(packed)
         if context is None:
             context = min(config.trained_context, limits.CONTEXT)
+
+        def cache_bytes(tokens: int) -> int:
+            return generation.cache_bytes(config, packed.formats, tokens, cache)
+
         memory.require(
-            packed.size_bytes + generation.cache_bytes(config, packed.formats, context, cache),
+            packed.size_bytes + cache_bytes(context),
             f"{shown(packed.path)} with a context of {context:,}",
         )
         model = generation.build(config, packed, arithmetic)
         # NumPy's matrix product rounds one row another way than several.
-        return cls(packed.path, model, _tokenizer(packed, config), context, drafts=backend != "reference")
+        return cls(packed.path, model, _tokenizer(packed, config), context, cache_bytes, drafts=backend != "reference")
 
     @property
     def config(self) -> Any:
         """The hyperparameters and special ids: the Config of the model's generation."""
-        return self._model.config
+        return self.language_model.config
 
     def is_compiled(self) -> bool:
         """Whether the first forward is quick: this machine keeps all kernels it needs."""
-        return self._model.is_compiled()
+        return self.language_model.is_compiled()
 
     def compile(self) -> None:
         """Compiles the kernels, or loads the compiled ones, by reading a few tokens."""
         pad, gmask, bos = self.config.pad, self.config.gmask, self.config.bos
-        prompt, cache = [*[pad] * 14, gmask, bos], self._model.new_cache(17)
+        prompt, cache = [*[pad] * 14, gmask, bos], self.language_model.new_cache(17)
         for ids in (prompt, [*prompt, pad]):
-            self._model.forward([Part(ids, cache)])
+            self.language_model.forward([Part(ids, cache)])
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The official forward over `ids`, [gMASK] or [MASK] and <sop> included: scores (T, V) after each id.
@@ -99,7 +115,7 @@ class Model:
         The context does not bound it. Raises DataError for ids outside the vocabulary or without those tokens.
         """
         known = whole_numbers(ids)
-        return self._model.forward([Part(known, self._model.new_cache(max(1, len(known))))], every=True)
+        return self.language_model.forward([Part(known, self.language_model.new_cache(max(1, len(known))))], every=True)
 
     def generate(
         self,
@@ -118,7 +134,7 @@ class Model:
         reference backend does not. Raises DataError and UsageError before the first token.
         """
         return generate(
-            self._model,
+            self.language_model,
             self.tokenizer,
             ids,
             context=self.context,
@@ -126,7 +142,7 @@ class Model:
             max_new_tokens=max_new_tokens,
             stop=stop,
             progress=progress,
-            lookup=lookup and self._drafts,
+            lookup=lookup and self.drafts,
         )
 
     def chat(

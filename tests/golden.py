@@ -99,7 +99,7 @@ def model(checkpoint: str, weights: str, backend: str = "cpu", threads: int | No
 
 def chatglm(checkpoint: str, weights: str, backend: str = "cpu") -> ChatGLM:
     """The part of a model that computes: ids to scores."""
-    return model(checkpoint, weights, backend)._model
+    return model(checkpoint, weights, backend).language_model
 
 
 def read(model: ChatGLM, ids: list[int]) -> NDArray[np.float32]:

@@ -87,7 +87,7 @@ def test_prefill_is_compared_with_the_arithmetic_of_its_format(
 
 
 def test_sequences_decoded_together_have_memory_of_their_own(file: Path, ceilings: Ceilings) -> None:
-    model = Model.load(file, threads=1)._model
+    model = Model.load(file, threads=1).language_model
     ids = bench.prompt(model.config, 20)
     tested = bench._Bench(model, ids, replace(PLAN, repeats=1), ceilings, bench._work(file))
     tested.prefill(1)

@@ -80,7 +80,7 @@ def text(exact: Path) -> Text:
 
 def expected(exact: Path, text: Text) -> list[NDArray[np.float32]]:
     """The residuals that the packed model has of all sequences, one after another."""
-    model: Any = Model.load(exact, backend="reference")._model
+    model: Any = Model.load(exact, backend="reference").language_model
     found: list[list[NDArray[np.float32]]] = [[] for _ in range(L + 1)]
     for ids in text.sequences:
         parts = [Part(ids, model.new_cache(64))]

@@ -165,7 +165,9 @@ def test_progress_grows_to_all_ids_of_all_models(tmp_path: Path) -> None:
 
 def test_scores_that_are_no_numbers_are_the_models_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("f32")
-    monkeypatch.setattr(model._model, "scores", lambda x: np.full((len(x), 1024), np.nan, np.float32), raising=False)
+    monkeypatch.setattr(
+        model.language_model, "scores", lambda x: np.full((len(x), 1024), np.nan, np.float32), raising=False
+    )
     with pytest.raises(DataError, match=r"talker-f32\.safetensors: gives scores that are NaN.*glmcpu verify"):
         evaluate.evaluate([model], text(tmp_path))
 

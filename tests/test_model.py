@@ -229,7 +229,7 @@ def with_eos(model: Model, eos: int) -> Model:
     """The same model with another end token; 0 is as good as none."""
     config = dataclasses.replace(model.config, eos=eos)
     inner = ChatGLM(config, PackedFile(model.path), backends.load("cpu"))
-    return Model(model.path, inner, model.tokenizer, model.context)
+    return Model(model.path, inner, model.tokenizer, model.context, model.cache_bytes)
 
 
 def test_chat_gives_the_official_responses(tmp_path: Path) -> None:

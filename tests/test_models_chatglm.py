@@ -72,7 +72,7 @@ def test_answer_token_by_token_equals_the_answer_at_once(weights: str, backend: 
 
 @pytest.mark.parametrize("weights", formats.names())
 def test_1_and_2_threads_give_the_same_bits(weights: str) -> None:
-    one, two = (golden.model("tiny-mini", weights, threads=n)._model for n in (1, 2))
+    one, two = (golden.model("tiny-mini", weights, threads=n).language_model for n in (1, 2))
     ids = prompt(75, seed=6)
     caches = [m.new_cache(len(ids) + 1) for m in (one, two)]
     for known in (ids, [*ids, 8]):

@@ -101,7 +101,7 @@ def test_official_quantized_checkpoint_gives_the_official_logits(checkpoint: str
 @pytest.mark.parametrize("backend", backends.NAMES)
 def test_stored_lm_head_is_used_when_the_config_unties_it(tmp_path: Any, backend: str) -> None:
     model = golden.chatglm("tiny-untied", "f32", backend)
-    untied = golden.untied_model(backend)._model
+    untied = golden.untied_model(backend).language_model
     arrays = golden.case("tiny-untied", "as_stored")
     run = ask(untied, arrays, 2e-4)
     assert run.close(run.logits, arrays["logits"])

@@ -19,8 +19,8 @@ ROWS = (
     {"formats", "kernels"},
     {"backends", "cache", "packed", "store"},
     {"models", "sampling", "tokenizers", "lookup"},
-    {"chat", "rounds", "generate", "texts"},
-    {"model", "adapters", "convert", "random_weights", "glmcpu"},  # the package itself offers Model
+    {"chat", "rounds", "generate", "stream", "texts"},
+    {"model", "engine", "adapters", "convert", "random_weights", "glmcpu"},  # the package itself offers Model
     {"bench", "evaluate", "layer_errors", "scoring", "cli", "server", "web", "__main__"},
 )
 # Who may import what is neither ours nor the standard library; NumPy is everybody's.

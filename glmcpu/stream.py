@@ -1,0 +1,76 @@
+"""The tokens of one answer on their way from the engine's thread to whoever waits, in a thread or in asyncio."""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from glmcpu.generate import Answer, Token
+
+Item = Token | BaseException | None  # None is the end of an answer
+
+
+class Stream:
+    """The tokens of one answer as they come, once: iterate over it in a thread, or with `async for` in asyncio.
+
+    Raises what went wrong with the answer. A stream that was cancelled just ends; leaving the loop early cancels it.
+    """
+
+    def __init__(self, answer: Answer, need_bytes: int, leave: Callable[["Stream"], None]) -> None:
+        """`Engine.submit` makes one."""
+        self.answer, self.need_bytes = answer, need_bytes
+        self.cancelled = self.ended = False
+        self._leave = leave
+        self._arrived: deque[Item] = deque()
+        self._change = threading.Condition()
+        self._wake: Callable[[], object] = lambda: None
+
+    def cancel(self) -> None:
+        """The answer is no longer wanted: it ends with the step that runs, or the layer of the prompt."""
+        self.cancelled = True
+        self._leave(self)
+
+    def put(self, *items: Item) -> None:
+        """The engine's end: tokens, and last an error or None."""
+        with self._change:
+            self._arrived.extend(items)
+            self.ended = not isinstance(items[-1], Token)
+            self._change.notify_all()
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                self._wake()
+
+    def __iter__(self) -> Iterator[Token]:
+        try:
+            while True:
+                with self._change:
+                    self._change.wait_for(lambda: self._arrived)
+                if (token := self._next()) is None:
+                    return
+                yield token
+        finally:
+            if not self.ended:
+                self.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        loop, came = asyncio.get_running_loop(), asyncio.Event()
+        with self._change:
+            self._wake = lambda: loop.call_soon_threadsafe(came.set)
+        try:
+            while True:
+                while not self._arrived:
+                    came.clear()
+                    if not self._arrived:
+                        await came.wait()
+                if (token := self._next()) is None:
+                    return
+                yield token
+        finally:
+            if not self.ended:
+                self.cancel()
+
+    def _next(self) -> Token | None:
+        item = self._arrived.popleft()
+        if isinstance(item, BaseException):
+            raise item
+        return item
