@@ -1,0 +1,125 @@
+"""Several answers at once: how much more than one stream do eight give, and how long does one that runs ever wait?
+
+    python benchmarks/engine.py [MODEL] [--streams 8] [--prompt 128] [--tokens 32] [--joins 500] [--pause S]
+
+MODEL is a packed model, by default random weights of the 6B shape in int4_g32 (3.5 GB of disk while it runs). Every
+answer is sampled, so that nothing repeats itself and is guessed ahead. Measured are tokens per second of one stream and
+of all together once every prompt has been read, the first token of the last of the streams that were asked for at
+once, and then the longest gap between two tokens of a running stream while one more prompt, of --joins tokens, is read.
+The last line is the same as JSON.
+"""
+
+import argparse
+import itertools
+import json
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from glmcpu import Engine, Model, Sampler, Stream, bench
+from glmcpu.engine import PAUSE_S
+from glmcpu.random_weights import temporary_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--joins", type=int, default=500)
+    parser.add_argument("--pause", type=float, default=PAUSE_S)
+    options = parser.parse_args()
+    with (
+        temporary_model("chatglm-6b", "int4_g32", lambda *_: None)
+        if options.model is None
+        else nullcontext((options.model, lambda: None))
+    ) as (path, opened):
+        model = Model.load(path)
+        opened()
+        model.compile()
+        with Engine(model, parallel=options.streams + 1, pause_s=options.pause) as engine:
+            run(engine, options)
+
+
+def run(engine: Engine, options: argparse.Namespace) -> None:
+    """Measures and prints."""
+    one = ask(engine, options.prompt, 1)
+    single = rate(one, options.tokens)
+    leave(one)
+    begin_s = time.perf_counter()
+    running = ask(engine, options.prompt, options.streams)
+    together = rate(running, options.tokens)
+    last_s = max(client.times[0] for client in running) - begin_s
+    leave(running[:1])
+    begin_s = time.perf_counter()
+    (joined,) = ask(engine, options.joins, 1)
+    wait(joined, 1)
+    end_s = joined.times[0]
+    gap_s = max(longest_gap(client.times, begin_s, end_s) for client in running[1:])
+    leave([joined, *running[1:]])
+    print(f"one stream            {single:6.1f} tokens/s")
+    print(f"{options.streams} streams             {together:6.1f} tokens/s, {together / single:.2f} times as many")
+    print(f"first token of the last of {options.streams} prompts of {options.prompt} asked for at once: {last_s:.1f} s")
+    print(
+        f"while a prompt of {options.joins} joins {options.streams - 1} streams: longest gap {gap_s:.2f} s, "
+        f"its first token after {end_s - begin_s:.1f} s"
+    )
+    found = {"one_tok_per_s": single, "tok_per_s": together, "ratio": together / single, "last_first_s": last_s}
+    print(json.dumps({"name": "engine", **found, "gap_s": gap_s, "join_s": end_s - begin_s, "pause_s": options.pause}))
+
+
+class Client:
+    """Reads a stream in a thread of its own and notes when each token came."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.times = stream, list[float]()
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def _read(self) -> None:
+        for _ in self.stream:
+            self.times.append(time.perf_counter())
+
+
+def ask(engine: Engine, prompt: int, count: int) -> list[Client]:
+    """So many requests at once, for all tokens the context has room for."""
+    ids = bench.prompt(engine.model.config, prompt)
+    samplers = [Sampler(temperature=1, top_p=1, top_k=0, seed=n) for n in range(count)]
+    return [Client(engine.submit(ids, sampler=sampler, max_new_tokens=engine.model.context)) for sampler in samplers]
+
+
+def wait(client: Client, tokens: int) -> None:
+    """Until a stream has given so many."""
+    while len(client.times) < tokens and client.thread.is_alive():
+        time.sleep(0.005)
+
+
+def leave(clients: list[Client]) -> None:
+    """Cancels them all."""
+    for client in clients:
+        client.stream.cancel()
+    for client in clients:
+        client.thread.join()
+
+
+def rate(clients: list[Client], tokens: int) -> float:
+    """Tokens per second of all, over so many of each after the last of them has begun."""
+    for client in clients:
+        wait(client, 1)
+    begin_s = max(client.times[0] for client in clients)
+    for client in clients:
+        wait(client, len(client.times) + tokens)
+    end_s = min(client.times[-1] for client in clients)
+    return sum(begin_s < moment <= end_s for client in clients for moment in client.times) / (end_s - begin_s)
+
+
+def longest_gap(times: list[float], begin_s: float, end_s: float) -> float:
+    """Between two tokens of which the latter came between the two moments, or that have them between them."""
+    inside = [(earlier, later) for earlier, later in itertools.pairwise(times) if later > begin_s and earlier < end_s]
+    return max((later - earlier for earlier, later in inside), default=0.0)
+
+
+if __name__ == "__main__":
+    main()
