@@ -82,6 +82,7 @@ class Engine:
         self._waiting: deque[Stream] = deque()
         self._running: list[_Run] = []
         self._starting: Stream | None = None
+        self._stepped_s = time.monotonic()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name="glmcpu engine", daemon=True)
@@ -200,15 +201,13 @@ class Engine:
     def _start(self, stream: Stream) -> None:
         """Reads a prompt and draws the first token; the running answers go on meanwhile."""
         answer, begin_s = stream.answer, time.monotonic()
-        last_s = begin_s
 
         def pause(n: int, x: object) -> None:
-            nonlocal last_s
             if stream.cancelled:
                 raise _CancelledError
-            if self._running and time.monotonic() - last_s >= self.pause_s:
+            # Since the last step, not since this prompt was begun: several short ones may be read in a row.
+            if self._running and time.monotonic() - self._stepped_s >= self.pause_s:
                 self._step()
-                last_s = time.monotonic()
 
         items: list[Item]
         run = None
@@ -220,7 +219,7 @@ class Engine:
             run = _Run(stream, cache, Lookup(drafts, len(answer.ids), time.monotonic() - begin_s))
         except _CancelledError:
             items = [None]
-        except Exception as error:
+        except Exception as error:  # the failure of this request; the thread serves the others
             items = [error]
         with self._changed:
             if run and isinstance(items[-1], Token):
@@ -251,6 +250,7 @@ class Engine:
             self._running = [run for run, items in zip(running, said, strict=True) if isinstance(items[-1], Token)]
         for run, items in zip(running, said, strict=True):
             run.stream.put(*items)
+        self._stepped_s = time.monotonic()
 
 
 def _drawn(answer: Answer, logits: Floats) -> list[Item]:

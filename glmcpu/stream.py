@@ -70,7 +70,10 @@ class Stream:
                 self.cancel()
 
     def _next(self) -> Token | None:
-        item = self._arrived.popleft()
+        """The next token; the end stays, so that iterating again ends at once."""
+        item = self._arrived[0]
         if isinstance(item, BaseException):
             raise item
+        if item is not None:
+            self._arrived.popleft()
         return item

@@ -1,6 +1,7 @@
 """The engine: each answer is the one it would be alone, whoever comes, leaves or fails beside it."""
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import pytest
 
 from glmcpu import BusyError, DataError, Engine, MachineError, Model, Sampler, Stream, Token, UsageError, store
 from glmcpu.convert import convert
+from glmcpu.generate import begin
 
 QUESTIONS = (
     "hello",
@@ -147,6 +149,26 @@ def test_running_answers_go_on_while_a_prompt_is_read(small: Model) -> None:
         after = len(engine._running[0].stream.answer.ids)
         running.close()  # type: ignore[attr-defined]
     assert after - before >= small.config.layers - 1
+
+
+def test_several_short_prompts_in_a_row_do_not_hold_up_a_running_answer(
+    small: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(small, pause_s=1.0)
+    engine.close()  # from here on this thread is the engine's
+
+    def request() -> Stream:
+        answer = begin(small.config.eos, small.tokenizer, prompt(small, "hello"), context=LONG, sampler=ANYTHING)
+        return Stream(answer, 0, lambda stream: None)
+
+    running = request()
+    engine._start(running)
+    before = len(running.answer.ids)
+    clock = itertools.count(time.monotonic(), 0.1)  # half a second for each prompt
+    monkeypatch.setattr("glmcpu.engine.time.monotonic", lambda: next(clock))
+    for _ in range(8):
+        engine._start(request())
+    assert len(running.answer.ids) - before >= 3
 
 
 def test_requests_are_admitted_in_order_and_no_more_than_have_a_place(

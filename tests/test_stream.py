@@ -81,6 +81,15 @@ def test_an_error_is_raised_behind_the_tokens_before_it() -> None:
     assert next(tokens) == TOKENS[0]
     with pytest.raises(MachineError, match="no memory"):
         next(tokens)
+    with pytest.raises(MachineError, match="no memory"):
+        list(one)
+
+
+def test_iterating_again_ends_at_once() -> None:
+    one = stream()
+    one.put(*TOKENS, None)
+    assert list(one) == TOKENS
+    assert list(one) == asyncio.run(gathered(one)) == []
 
 
 def test_leaving_early_cancels_and_the_end_does_not() -> None:
