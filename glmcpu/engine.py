@@ -14,17 +14,20 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from glmcpu import memory
 from glmcpu.backends import Floats
 from glmcpu.cache import KVCache
 from glmcpu.errors import BusyError, MachineError, UsageError, printable
-from glmcpu.generate import DRAFTS, Answer, Token, advance, begin
+from glmcpu.generate import DRAFTS, Answer, Options, Token, advance, begin
 from glmcpu.lookup import Lookup
 from glmcpu.model import Model
 from glmcpu.models import Part
-from glmcpu.sampling import Sampler
 from glmcpu.stream import Item, Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PARALLEL, WAITING, PAUSE_S = 8, 64, 0.25
 
@@ -88,29 +91,15 @@ class Engine:
         self._thread = threading.Thread(target=self._serve, name="glmcpu engine", daemon=True)
         self._thread.start()
 
-    def submit(
-        self,
-        ids: Sequence[int],
-        *,
-        sampler: Sampler | None = None,
-        max_new_tokens: int = 512,
-        stop: Sequence[str | int] = (),
-    ) -> Stream:
-        """Continues `ids` as `Model.generate` does, beside other requests.
+    def submit(self, ids: Sequence[int], **options: "Unpack[Options]") -> Stream:
+        """Continues `ids` as `Model.generate` does with these options, beside other requests.
 
         Raises UsageError and DataError as that does, MachineError when the cache would never fit, and BusyError when
         all places are taken. What the model cannot read is an error of the stream.
         """
-        answer = begin(
-            self.model.config.eos,
-            self.model.tokenizer,
-            ids,
-            context=self.model.context,
-            sampler=sampler,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-        )
-        need_bytes = self.model.cache_bytes(answer.limit)
+        model = self.model
+        answer = begin(model.config.eos, model.tokenizer, ids, context=model.context, **options)
+        need_bytes = model.cache_bytes(answer.limit)
         if need_bytes > self.cache_bytes:
             raise MachineError(
                 f"{answer.limit:,} tokens need {memory.megabytes(need_bytes)} of cache and there are "

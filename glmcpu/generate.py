@@ -14,15 +14,19 @@ import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from glmcpu.backends import Floats
 from glmcpu.cache import KVCache
 from glmcpu.errors import DataError, UsageError
 from glmcpu.lookup import Lookup
 from glmcpu.models import LanguageModel, Part
-from glmcpu.sampling import Sampler, log_probability
+from glmcpu.sampling import Ids, Sampler, likeliest, log_probability
 from glmcpu.tokenizers.chatglm import Tokenizer
-from glmcpu.tokenizers.streaming import TextStream
+from glmcpu.tokenizers.streaming import TextStream, identity
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 GREEDY = Sampler(temperature=0)
 DRAFTS = 8  # the most that a pass reads along
@@ -37,6 +41,7 @@ class Token:
     text           what became certain with it, whole characters only, often ""; end tokens have none
     logprob        natural logarithm of the model's own probability of id, before any sampling rule
     finish_reason  None, or on the last token "stop" or "length"
+    top            the likeliest ids at this place and their log-probabilities, as many as were asked for
     draft          the id that lookup had guessed for this place, or None; no part of what is compared
     """
 
@@ -44,7 +49,39 @@ class Token:
     text: str
     logprob: float
     finish_reason: str | None = None
+    top: tuple[tuple[int, float], ...] = ()
     draft: int | None = field(default=None, compare=False)
+
+
+class Constraint(Protocol):
+    """Decides which ids may follow, such as those that keep an answer valid JSON."""
+
+    def allowed(self) -> Ids:
+        """The ids that may come next, ascending, at least one; the end token when the answer may end here."""
+        ...
+
+    def take(self, token: int) -> None:
+        """This one came."""
+        ...
+
+
+class Options(TypedDict, total=False):
+    """How an answer is made, wherever one is asked for.
+
+    sampler         how ids are chosen; None: the most likely one each time
+    max_new_tokens  the longest answer, 512 if not given
+    stop            strings before which its text ends, and ids that end it
+    post            `prompt.process_response` for the text as chat() returns it, else it is as decoded
+    constraint      which ids may follow; the text then is that of the ids, nothing cleaned up
+    top             how many of the likeliest ids each Token names
+    """
+
+    sampler: Sampler | None
+    max_new_tokens: int
+    stop: Sequence[str | int]
+    post: Callable[[str], str]
+    constraint: Constraint | None
+    top: int
 
 
 def generate(
@@ -53,60 +90,65 @@ def generate(
     ids: Sequence[int],
     *,
     context: int,
-    sampler: Sampler | None = None,
-    max_new_tokens: int = 512,
-    stop: Sequence[str | int] = (),
     progress: Progress | None = None,
     lookup: bool = True,
+    **options: "Unpack[Options]",
 ) -> Iterator[Token]:
-    """Continues `ids` token by token; without a sampler the most likely id is taken each time.
+    """Continues `ids` token by token, as `options` say.
 
     progress(layers done, layers) is called while the prompt is read. `lookup` reads drafts along, which changes the
     time and nothing else. Raises UsageError for arguments out of range and DataError for ids the model cannot read,
     both before the first token.
     """
-    answer = begin(
-        model.config.eos, tokenizer, ids, context=context, sampler=sampler, max_new_tokens=max_new_tokens, stop=stop
-    )
+    answer = begin(model.config.eos, tokenizer, ids, context=context, **options)
     return _tokens(model, answer, DRAFTS if lookup else 0, progress)
 
 
 def begin(
-    eos: int,
-    tokenizer: Tokenizer | None,
-    ids: Sequence[int],
-    *,
-    context: int,
-    sampler: Sampler | None = None,
-    max_new_tokens: int = 512,
-    stop: Sequence[str | int] = (),
+    eos: int, tokenizer: Tokenizer | None, ids: Sequence[int], *, context: int, **options: "Unpack[Options]"
 ) -> "Answer":
     """The answer to `ids` before its first token; raises UsageError and DataError as `generate` does."""
-    known = whole_numbers(ids)
-    texts, ends = _stops(stop, eos, tokenizer)
+    known, max_new_tokens = whole_numbers(ids), options.get("max_new_tokens", 512)
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens}: at least one token must be asked for")
     if len(known) >= context:
         raise DataError(
             f"the prompt is {len(known):,} tokens and the context {context:,}; shorten it or load with a larger context"
         )
-    return Answer(known, min(context, len(known) + max_new_tokens), sampler or GREEDY, ends, _stream(tokenizer, texts))
+    texts, ends = _stops(options.get("stop", ()), eos, tokenizer)
+    stream, constraint = None, options.get("constraint")
+    if tokenizer:
+        stream = TextStream(tokenizer, options.get("post", identity), texts, clean_up=constraint is None)
+    limit = min(context, len(known) + max_new_tokens)
+    return Answer(known, limit, options.get("sampler") or GREEDY, ends, stream, constraint, options.get("top", 0))
 
 
 class Answer:
     """A prompt and what follows it so far: `ids`, at most `limit` of them."""
 
     def __init__(
-        self, ids: list[int], limit: int, sampler: Sampler, ends: frozenset[int], stream: TextStream | None
+        self,
+        ids: list[int],
+        limit: int,
+        sampler: Sampler,
+        ends: frozenset[int],
+        stream: TextStream | None,
+        constraint: Constraint | None = None,
+        top: int = 0,
     ) -> None:
         self.ids, self.limit = ids, limit
-        self._draw, self._ends, self._stream = sampler.start(), ends, stream
+        self._draw, self._ends, self._stream = sampler.start(len(ids)), ends, stream
+        self._constraint, self._top = constraint, top
 
     def take(self, logits: Floats, draft: int | None = None) -> Token:
         """Draws the next token from the scores (V,) after `ids`, which it joins."""
-        token = self._draw.choose(logits, self.ids)
+        constraint = self._constraint
+        token = self._draw.choose(logits, self.ids, constraint.allowed() if constraint else None)
         logprob = log_probability(logits, token)
+        top = likeliest(logits, self._top) if self._top else ()
         self.ids.append(token)
+        if constraint:
+            constraint.take(token)
         stream = self._stream
         text = stream.push(token) if stream and token not in self._ends else ""
         reason = None
@@ -116,7 +158,7 @@ class Answer:
             reason = "length"
         if reason and stream:
             text += stream.finish()
-        return Token(token, text, logprob, reason, draft)
+        return Token(token, text, logprob, reason, top, draft)
 
 
 def whole_numbers(ids: Sequence[int]) -> list[int]:
@@ -171,7 +213,3 @@ def _stops(stop: Sequence[str | int], eos: int, tokenizer: Tokenizer | None) -> 
     if texts and tokenizer is None:
         raise UsageError("stop strings need a tokenizer and this model has none; give stop ids")
     return texts, frozenset([eos, *(s for s in stop if not isinstance(s, str))])
-
-
-def _stream(tokenizer: Tokenizer | None, stop: Sequence[str]) -> TextStream | None:
-    return TextStream(tokenizer, stop=stop) if tokenizer else None

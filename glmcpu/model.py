@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,15 @@ from glmcpu import chat as conversation
 from glmcpu import packed as packed_file
 from glmcpu.chat import ChatSession
 from glmcpu.errors import DataError, UsageError, printable, shown
-from glmcpu.generate import Progress, Token, generate, whole_numbers
+from glmcpu.generate import Options, Progress, Token, generate, whole_numbers
 from glmcpu.models import Generation, LanguageModel, Part
 from glmcpu.packed import PackedFile
 from glmcpu.rounds import Round
 from glmcpu.sampling import Sampler
 from glmcpu.tokenizers.chatglm import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Model:
@@ -121,13 +124,13 @@ class Model:
         self,
         ids: Sequence[int],
         *,
-        sampler: Sampler | None = None,
-        max_new_tokens: int = 512,
-        stop: Sequence[str | int] = (),
         progress: Progress | None = None,
         lookup: bool = True,
+        **options: "Unpack[Options]",
     ) -> Iterator[Token]:
-        """Continues `ids`; without a sampler greedily. See generate.py for what ends it, and for Token.
+        """Continues `ids`, as `options` say: sampler, max_new_tokens, stop, post, constraint, top.
+
+        See generate.py for them, for what ends the answer, and for Token.
 
         progress(layers done, layers) is called while the prompt is read. `lookup` guesses ahead from what stands in
         `ids` and the answer already (lookup.py): the same tokens, several a pass where the text repeats itself; the
@@ -138,11 +141,9 @@ class Model:
             self.tokenizer,
             ids,
             context=self.context,
-            sampler=sampler,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
             progress=progress,
             lookup=lookup and self.drafts,
+            **options,
         )
 
     def chat(

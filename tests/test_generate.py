@@ -15,6 +15,7 @@ from glmcpu.errors import DataError, UsageError
 from glmcpu.generate import Token, generate
 from glmcpu.models.chatglm import Part
 from glmcpu.sampling import Sampler
+from glmcpu.tokenizers.prompt import process_response
 
 
 class Script:
@@ -257,3 +258,52 @@ def test_ids_the_model_cannot_read_are_refused_by_number(ids: list[int], fact: s
     with pytest.raises(DataError) as error:
         answer(small(), ids, text=False)
     assert fact in str(error.value)
+
+
+class Alternating:
+    """Allows one of two ids by turns, and the end after `length` of them."""
+
+    def __init__(self, first: int, second: int, length: int) -> None:
+        self.pair, self.length, self.taken = (first, second), length, list[int]()
+
+    def allowed(self) -> Any:
+        ended = len(self.taken) >= self.length
+        return np.array([tiny_tokenizer().eos if ended else self.pair[len(self.taken) % 2]])
+
+    def take(self, token: int) -> None:
+        self.taken.append(token)
+
+
+@pytest.mark.parametrize("lookup", [False, True])
+def test_constraint_decides_which_ids_follow_with_drafts_too(lookup: bool) -> None:
+    model = small()
+    prompt = golden.case("tiny-mini", "gmask")["input_ids"][0].tolist()
+    first, second = prompt[:2]
+    constraint = Alternating(first, second, 9)
+    options: dict[str, Any] = {"constraint": constraint, "lookup": lookup, "stop": [tiny_tokenizer().eos]}
+    tokens = answer(model, [first, second] * 4 + prompt, text=False, max_new_tokens=30, **options)
+    assert [token.id for token in tokens] == [*([first, second] * 5)[:9], tiny_tokenizer().eos]
+    assert constraint.taken == [token.id for token in tokens]
+    assert any(token.draft is not None for token in tokens) == lookup
+
+
+def test_text_under_a_constraint_is_not_cleaned_up() -> None:
+    class Free(Alternating):
+        def allowed(self) -> Any:
+            return np.arange(ROWS)
+
+    model = says("a . b ,")
+    assert "".join(token.text for token in answer(model)) == "a. b,"
+    again = answer(says("a . b ,"), constraint=Free(0, 0, 0))
+    assert "".join(token.text for token in again) == "a . b ,"
+
+
+def test_text_is_tidied_as_asked() -> None:
+    tokens = answer(says(" 你好,世界"), post=process_response)
+    assert "".join(token.text for token in tokens) == "你好，世界"
+
+
+def test_likeliest_ids_come_with_each_token() -> None:
+    for token in mini(top=3):
+        assert len(token.top) == 3
+        assert token.top[0] == (token.id, token.logprob)  # greedy

@@ -10,7 +10,7 @@ import pytest
 
 from glmcpu import sampling
 from glmcpu.errors import UsageError
-from glmcpu.sampling import Sampler, log_probability
+from glmcpu.sampling import Sampler, likeliest, log_probability
 
 DATA = Path(__file__).parent / "data"
 OFF = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -50,6 +50,9 @@ def test_defaults_are_those_of_chat() -> None:
         *[("top_k", value) for value in (-1, 1.5, None, "50", True)],
         *[("repetition_penalty", value) for value in (0, -1, float("inf"), float("nan"))],
         *[("seed", value) for value in (-1, 1.5, "1", False)],
+        *[("presence_penalty", value) for value in (float("inf"), float("nan"), "1", None)],
+        *[("frequency_penalty", value) for value in (float("-inf"), float("nan"), "1", None)],
+        *[("logit_bias", value) for value in ({-1: 1.0}, {1.5: 1.0}, {"1": 1.0}, {1: float("inf")}, {1: "x"}, [1])],
     ],
 )
 def test_a_value_out_of_range_is_named_with_the_range(name: str, value: object) -> None:
@@ -173,3 +176,54 @@ def test_the_kth_largest_is_what_sorting_gives_ties_included(size: int) -> None:
     scores = np.random.default_rng(size).integers(-50, 50, size).astype(np.float32)
     for k in {1, 2, 50, size // 64 + 1, size} & set(range(1, size + 1)):
         assert sampling._largest(scores, k) == np.sort(scores)[-k]
+
+
+def test_presence_and_frequency_count_ids_of_the_answer_only() -> None:
+    logits = np.zeros(5, np.float32)
+    scores = Sampler(presence_penalty=0.5, frequency_penalty=0.25).scores(logits, [0, 0, 1, 2, 2, 2], prompt=2)
+    np.testing.assert_array_equal(scores, np.float32([0, -0.75, -1.25, 0, 0]))
+
+
+def test_a_negative_penalty_makes_said_ids_likelier() -> None:
+    sampler = Sampler(temperature=0, frequency_penalty=-1)
+    assert sampler.start(prompt=1).choose(np.zeros(4, np.float32), [3, 2]) == 2
+
+
+def test_logit_bias_is_added_to_the_scores_and_leaves_them_as_they_were() -> None:
+    logits = _logits()
+    before = logits.copy()
+    scores = Sampler(logit_bias={3: 2.5, 0: -100}).scores(logits)
+    expected = before.copy()
+    expected[[3, 0]] += np.float32([2.5, -100])
+    np.testing.assert_array_equal(scores, expected)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_logit_bias_for_an_id_the_model_has_not_is_named() -> None:
+    with pytest.raises(UsageError, match=r"id 100,.* 0 to 99"):
+        Sampler(logit_bias={100: 1}).start().choose(_logits(100))
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_only_allowed_ids_are_drawn(temperature: float) -> None:
+    allowed = np.array([3, 17, 98])
+    draw = Sampler(temperature=temperature, top_k=2, top_p=0.9, seed=1).start()
+    drawn = {draw.choose(_logits(seed=n), allowed=allowed) for n in range(200)}
+    assert drawn == set(allowed)
+
+
+def test_allowed_ids_have_the_probabilities_of_the_rest_being_impossible() -> None:
+    logits, allowed = _logits(), np.array([1, 5, 50])
+    alone = np.full_like(logits, -1e30)
+    alone[allowed] = logits[allowed]
+    found = Sampler(**OFF).probabilities(logits, allowed=allowed)
+    np.testing.assert_allclose(found, Sampler(**OFF).probabilities(alone), atol=1e-12)
+
+
+def test_likeliest_are_the_largest_log_probabilities_in_order() -> None:
+    for size in (1, 3, 1000):
+        logits = np.round(_logits(size), 1)  # some are equal
+        order = np.argsort(-logits, kind="stable")[:5]
+        found = likeliest(logits, 5)
+        assert [token for token, _ in found] == order.tolist()
+        assert [value for _, value in found] == [log_probability(logits, token) for token in order]

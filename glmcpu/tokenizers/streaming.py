@@ -28,10 +28,18 @@ def identity(text: str) -> str:
 class TextStream:
     """The text of ids that arrive one by one; `text` is everything emitted so far."""
 
-    def __init__(self, tokenizer: Tokenizer, post: Callable[[str], str] = identity, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        post: Callable[[str], str] = identity,
+        stop: Sequence[str] = (),
+        *,
+        clean_up: bool = True,
+    ) -> None:
         """`post` is `identity` or `prompt.process_response`, `stop` the strings before which the text ends.
 
-        Raises UsageError for another `post`, whose pieces nobody knows, and for an empty stop string.
+        `clean_up` is that of `decode`. Raises UsageError for another `post`, whose pieces nobody knows, and for an
+        empty stop string.
         """
         if post not in (identity, prompt.process_response):
             raise UsageError("post of a stream must be identity or process_response; apply others to the whole text")
@@ -40,7 +48,7 @@ class TextStream:
         self.text = ""
         self._characters = _Characters(tokenizer)
         self._stop = _Stop(stop)
-        self._stages: list[_Stage] = [_Markers(), *(_Replace(old, new) for old, new in CLEAN_UP)]
+        self._stages: list[_Stage] = [_Markers(), *(_Replace(old, new) for old, new in CLEAN_UP if clean_up)]
         if post is prompt.process_response:
             self._stages += [_Strip(), _Replace(*prompt.TRAINING_TIME), _Marks()]
         self._stages.append(self._stop)
