@@ -34,11 +34,15 @@ PARALLEL, WAITING, PAUSE_S = 8, 64, 0.25
 
 @dataclass(frozen=True)
 class State:
-    """How busy an engine is: answers that run, requests that wait, and why it cannot go on, if so."""
+    """How busy an engine is: answers that run, requests that wait, and why it cannot go on, if so.
+
+    `quiet_s` is how long nothing has moved though there is work: a layer of a prompt, a token of the others.
+    """
 
     running: int
     waiting: int
     failure: str = ""
+    quiet_s: float = 0.0
 
 
 @dataclass
@@ -85,7 +89,7 @@ class Engine:
         self._waiting: deque[Stream] = deque()
         self._running: list[_Run] = []
         self._starting: Stream | None = None
-        self._stepped_s = time.monotonic()
+        self._stepped_s = self._moved_s = time.monotonic()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name="glmcpu engine", daemon=True)
@@ -120,7 +124,8 @@ class Engine:
         """How busy it is."""
         with self._changed:
             failure = "" if self._thread.is_alive() else "the engine has ended"
-            return State(self._used(), len(self._waiting), failure)
+            used, waiting = self._used(), len(self._waiting)
+            return State(used, waiting, failure, time.monotonic() - self._moved_s if used or waiting else 0.0)
 
     def close(self, grace_s: float = 0.0) -> None:
         """Takes no more requests, waits so long for those there are, and ends what is left of them."""
@@ -174,6 +179,7 @@ class Engine:
         with self._changed:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._running or self._closing)
+            self._moved_s = time.monotonic()
             return bool(self._waiting or self._running)
 
     def _admitted(self) -> Stream | None:
@@ -191,7 +197,10 @@ class Engine:
         """Reads a prompt and draws the first token; the running answers go on meanwhile."""
         answer, begin_s = stream.answer, time.monotonic()
 
+        stream.began_s = begin_s
+
         def pause(n: int, x: object) -> None:
+            self._moved_s = time.monotonic()
             if stream.cancelled:
                 raise _CancelledError
             # Since the last step, not since this prompt was begun: several short ones may be read in a row.
@@ -239,7 +248,7 @@ class Engine:
             self._running = [run for run, items in zip(running, said, strict=True) if isinstance(items[-1], Token)]
         for run, items in zip(running, said, strict=True):
             run.stream.put(*items)
-        self._stepped_s = time.monotonic()
+        self._stepped_s = self._moved_s = time.monotonic()
 
 
 def _drawn(answer: Answer, logits: Floats) -> list[Item]:

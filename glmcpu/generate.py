@@ -124,7 +124,7 @@ def begin(
 
 
 class Answer:
-    """A prompt and what follows it so far: `ids`, at most `limit` of them."""
+    """A prompt and what follows it so far: `ids`, at most `limit` of them, the first `prompt_tokens` the prompt's."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Answer:
         constraint: Constraint | None = None,
         top: int = 0,
     ) -> None:
-        self.ids, self.limit = ids, limit
+        self.ids, self.limit, self.prompt_tokens = ids, limit, len(ids)
         self._draw, self._ends, self._stream = sampler.start(len(ids)), ends, stream
         self._constraint, self._top = constraint, top
 

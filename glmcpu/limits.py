@@ -49,6 +49,23 @@ DOWNLOAD_REDIRECTS = 5
 DOWNLOAD_PROGRESS_BYTES = 16 << 20  # this much in one attempt, and the count of failures starts again
 HUB_FILES = 10_000
 
+# server
+HTTP_HEAD_BYTES = 16 << 10
+HTTP_HEADERS = 100
+HTTP_HEAD_S = 10.0
+HTTP_BODY_BYTES = 1 << 20
+HTTP_BODY_S = 30.0
+HTTP_STALL_S = 60.0  # how long a client may leave its answer unread
+HTTP_IDLE_S = 15
+HTTP_CONNECTIONS = 1024
+MESSAGES = 1024
+STOP_STRINGS = 4
+STOP_BYTES = 256
+BIASED_IDS = 1024
+CHOICES = 8
+TOP_LOGPROBS = 20
+SCHEMA_BYTES = 64 << 10
+
 # measuring
 BENCH_BATCH = 1024
 BENCH_REPEATS = 1000

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -15,12 +16,16 @@ class Stream:
     """The tokens of one answer as they come, once: iterate over it in a thread, or with `async for` in asyncio.
 
     Raises what went wrong with the answer. A stream that was cancelled just ends; leaving the loop early cancels it.
+
+    asked_s, began_s, first_s, last_s   time.monotonic() when it was asked for, when the engine began to read its
+                                        prompt, and when its first and its newest token came; 0 as long as it has not
     """
 
     def __init__(self, answer: Answer, need_bytes: int, leave: Callable[["Stream"], None]) -> None:
         """`Engine.submit` makes one."""
         self.answer, self.need_bytes = answer, need_bytes
         self.cancelled = self.ended = False
+        self.asked_s, self.began_s, self.first_s, self.last_s = time.monotonic(), 0.0, 0.0, 0.0
         self._leave = leave
         self._arrived: deque[Item] = deque()
         self._change = threading.Condition()
@@ -33,6 +38,9 @@ class Stream:
 
     def put(self, *items: Item) -> None:
         """The engine's end: tokens, and last an error or None."""
+        if isinstance(items[0], Token):
+            self.last_s = time.monotonic()
+            self.first_s = self.first_s or self.last_s
         with self._change:
             self._arrived.extend(items)
             self.ended = not isinstance(items[-1], Token)

@@ -20,18 +20,18 @@ _INTEGER_CHARS = 20  # 2**64 - 1
 _REAL_CHARS = 64
 
 
-def parse(data: bytes, what: str) -> Any:
+def parse(data: bytes, what: str, remedy: str = "get the file again") -> Any:
     """The value of one JSON text: dict, list, str, int, float, bool or None.
 
-    Raises DataError, beginning with `what` (the file's name), for anything but plain UTF-8 JSON: a byte order mark, a
-    key given twice, NaN or Infinity, half a surrogate pair, an integer of more than 20 digits, deeper than
-    limits.JSON_DEPTH, more than limits.JSON_TOKENS quotes, commas and brackets.
+    Raises DataError, which begins with `what` (the file's name) and advises `remedy`, for anything but plain UTF-8
+    JSON: a byte order mark, a key given twice, NaN or Infinity, half a surrogate pair, an integer of more than 20
+    digits, deeper than limits.JSON_DEPTH, more than limits.JSON_TOKENS quotes, commas and brackets.
     """
     what = shown(what)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{what}: not UTF-8 at byte {error.start:,}; expected JSON text, get the file again") from error
+        raise DataError(f"{what}: not UTF-8 at byte {error.start:,}; expected JSON text, {remedy}") from error
     try:
         _check_structure(data)
         return json.loads(
@@ -43,7 +43,7 @@ def parse(data: bytes, what: str) -> Any:
         )
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{what}: not valid JSON at {place} ({error.msg}); get the file again") from error
+        raise DataError(f"{what}: not valid JSON at {place} ({error.msg}); {remedy}") from error
     except ValueError as error:
         raise DataError(f"{what}: {error}") from error
 

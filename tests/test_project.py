@@ -33,7 +33,9 @@ OUTSIDE = {
     "click": {"cli"},
     "matplotlib": {"cli"},
     "torch": {"backends"},
-    "typing_extensions": {"generate", "model", "engine"},  # for mypy alone: Python 3.10 has no Unpack
+    **{name: {"server"} for name in ("fastapi", "fastapi_offline", "h11", "llguidance", "prometheus_client")},
+    **{name: {"server"} for name in ("pydantic", "pydantic_core", "starlette", "uvicorn")},
+    "typing_extensions": {"generate", "model", "engine", "server"},  # for mypy alone: Python 3.10 has no Unpack
 }
 # These find a file of their own folder by its name: the folder is the registry.
 REGISTRIES = {"glmcpu", "glmcpu.formats", "glmcpu.models", "glmcpu.backends", "glmcpu.simd.isa"}

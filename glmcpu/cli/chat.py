@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glmcpu.sampling import Sampler
 
 
-_EMBEDDED = (
+EMBEDDED_NOTE = (
     "this is the demo model that comes with glmcpu: 5 million parameters, and it knows glmcpu and small talk; "
     "the real one: glmcpu convert THUDM/chatglm-6b"
 )
@@ -79,7 +79,7 @@ def command(
     path = find_model(model)
     question = "" if interactive else read_prompt(prompt)
     if path == store.embedded():
-        terminal.note(_EMBEDDED)
+        terminal.note(EMBEDDED_NOTE)
     loaded = load_model(path, context=context, cache=cache, threads=threads, backend=backend)
     session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system, lookup=lookup)
     if interactive:

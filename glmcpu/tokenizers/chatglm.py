@@ -133,6 +133,16 @@ class Tokenizer:
         piece = token - self.image_tokens
         return int(self._sp.id_to_piece(piece)[3:5], 16) if piece >= 0 and self._sp.is_byte(piece) else None
 
+    def bytes_of(self, token: int) -> bytes:
+        """What an id adds to a text, before any clean-up; nothing for special ones and those without a piece."""
+        if not self.image_tokens <= token < self.size or token in self._special.values() or token == self.gmask:
+            return b""
+        byte, piece = self.byte_of(token), token - self.image_tokens
+        if byte is not None:
+            return bytes([byte])
+        text = "" if self._sp.is_control(piece) else str(self._sp.id_to_piece(piece))
+        return white_space(text.replace("\u2581", " ")).encode()
+
     def chat_prompt(self, query: str, history: Sequence[tuple[str, str]] = ()) -> str:
         """The text the model continues with its answer; see `prompt.chat_prompt`."""
         return prompt.chat_prompt(query, history)
