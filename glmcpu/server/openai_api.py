@@ -102,17 +102,21 @@ async def _answer(request: Request, body: Sampling, streams: Sequence[Stream], r
         record.figures["ignored"] = [printable(name, 40) for name in extra[:8]]
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(_events(streams, reply, record, with_usage), media_type=_EVENTS, headers=_HEADERS)
+        return StreamingResponse(
+            _events(streams, reply, record, body.n, with_usage), media_type=_EVENTS, headers=_HEADERS
+        )
     try:
         tokens = await choices.unless_left(request, choices.all_tokens(streams))
     finally:
-        choices.note(record, streams)
+        choices.note(record, streams, body.n)
     record.figures["finish"] = tokens[0][-1].finish_reason
     record.texts["answer"] = "".join(token.text for token in tokens[0])
-    return JSONResponse(reply.whole(tokens, streams))
+    return JSONResponse(reply.whole(tokens, streams, body.n))
 
 
-async def _events(streams: Sequence[Stream], reply: Reply, record: Record, with_usage: bool) -> AsyncIterator[str]:
+async def _events(
+    streams: Sequence[Stream], reply: Reply, record: Record, each: int, with_usage: bool
+) -> AsyncIterator[str]:
     def event(data: dict[str, Any]) -> str:
         if with_usage:
             data.setdefault("usage", None)
@@ -136,10 +140,10 @@ async def _events(streams: Sequence[Stream], reply: Reply, record: Record, with_
         yield event(problem.body())
         return
     finally:
-        choices.note(record, streams)
+        choices.note(record, streams, each)
         record.texts["answer"] = "".join(said)
     if with_usage:
-        yield event(reply.usage(choices.usage(streams)))
+        yield event(reply.usage(choices.usage(streams, each)))
     yield "data: [DONE]\n\n"
 
 

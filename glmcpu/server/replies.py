@@ -22,11 +22,11 @@ class Reply:
         self._tokenizer, self._logprobs = tokenizer, logprobs
         self._frame = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, tokens: Sequence[list[Token]], streams: Sequence[Stream]) -> dict[str, Any]:
-        """The answer to a request without "stream"."""
+    def whole(self, tokens: Sequence[list[Token]], streams: Sequence[Stream], each: int) -> dict[str, Any]:
+        """The answer to a request without "stream", with `each` choices for a prompt."""
         found = [self._whole_choice(n, each) for n, each in enumerate(tokens)]
         frame = {**self._frame, "object": self.kind, "choices": found}
-        return {**frame, "usage": usage(streams), "timings": timings(streams[0])}
+        return {**frame, "usage": usage(streams, each), "timings": timings(streams[0])}
 
     def opening(self, count: int) -> Iterator[dict[str, Any]]:
         """The chunks before the first token."""
