@@ -160,6 +160,17 @@ class ByteProgress:
         return f"{left_s // 60}:{left_s % 60:02d} left"
 
 
+class Counted(ByteProgress):
+    """The progress of something that is not bytes."""
+
+    def __init__(self, line: StatusLine, unit: str) -> None:
+        super().__init__(line)
+        self._unit = unit
+
+    def _amount(self, done: int, total: int) -> str:
+        return f"{done:,} of {total:,} {self._unit}"
+
+
 def _write_error(text: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
