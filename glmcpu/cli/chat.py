@@ -25,7 +25,7 @@ from glmcpu.cli.options import (
 from glmcpu.errors import UsageError
 
 if TYPE_CHECKING:
-    from glmcpu.chat import ChatModel
+    from glmcpu.model import Model
 
 
 _EMBEDDED = (
@@ -111,7 +111,7 @@ def find_model(model: str | None) -> Path:
     return store.only() if model is None else store.find(model)
 
 
-def load_model(path: Path, **options: Any) -> "ChatModel":
+def load_model(path: Path, **options: Any) -> "Model":
     """Opens a packed file; a line says when it is the demo model, and when kernels are compiled first."""
     from glmcpu.model import Model
 
