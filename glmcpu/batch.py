@@ -183,9 +183,9 @@ class Batch:
         record = asked.record
         if asked.stream and asked.request:
             try:
-                record |= self._answer_of(asked.stream, asked.request)
+                record = record | self._answer_of(asked.stream, asked.request)
             except (DataError, UsageError) as error:
-                record |= {"error": str(error)}
+                record = record | {"error": str(error)}
         out.append(_encoded(record))
         self.figures.count(record)
         if "error" in record:

@@ -37,6 +37,8 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
+    """Five questions, for a model whose kernels are compiled, so that no line tells of that."""
+    loaded("f32").compile()
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"hello {n}", "id": n}) + "\n" for n in range(5)))
     return path
