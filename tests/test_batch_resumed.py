@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from canned_batch import GREEDY, QUESTIONS, WARM, CannedEngine, answers, canned, questions
-from tiny_talkers import loaded
+from tiny_talkers import loaded, talker
 
-from glmcpu import MachineError, Sampler, UsageError, files
-from glmcpu.batch import Batch, Figures
+from glmcpu import MachineError, Model, Sampler, UsageError, files
+from glmcpu.batch import Batch, Figures, made_with
 from glmcpu.batch_lines import Options
 
 
@@ -102,6 +102,12 @@ def test_another_model_is_refused(done: Path) -> None:
     engine.model = loaded("int8")
     with pytest.raises(UsageError, match="another model"):
         canned(done.with_name("in.jsonl"), engine)
+
+
+def test_context_and_cache_are_among_what_decides_an_answer() -> None:
+    settings: list[dict[str, Any]] = [{}, {"context": 100}, {"cache": "int8"}, {"cache": "f16"}]
+    assert len({made_with(Model.load(talker("f32"), **own), GREEDY) for own in settings}) == 4
+    assert made_with(Model.load(talker("f32"), threads=1), GREEDY) == made_with(loaded("f32"), GREEDY)
 
 
 @pytest.mark.parametrize(
