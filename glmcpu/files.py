@@ -5,7 +5,8 @@ Reading refuses what is not a regular file before a read can block (a FIFO, a de
     temporary file beside the target -> write -> fsync -> rename over the target -> fsync of the folder
 
 so a crash, a full disk or Ctrl-C leaves what was there before. The temporary file is locked while its writer lives;
-a later run removes those whose writer is gone, and never one that is still being written.
+a later run removes those whose writer is gone, and never one that is still being written. Only a `Growing` file, a log
+of finished work, is written in place: what is appended stays, whatever comes after.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +30,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+SYNC_S = 5.0  # a growing file loses no more than this to a power cut
 _PARTIAL = ".glmcpu-partial"
 
 
@@ -114,7 +117,7 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     name = shown(path)
     _require_replaceable(path, name)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
-    try:
+    with _explained(name):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _claim(path):
             _remove_abandoned(path)
@@ -130,12 +133,63 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 with contextlib.suppress(OSError):
                     os.unlink(partial)
                 raise
-    except GlmcpuError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MachineError(f"{name}: no space left to write it; free some and run again") from error
-        raise MachineError(f"{name}: cannot be written: {reason(error)}; choose another place") from error
+
+
+class Growing:
+    """A file in place that grows by what is appended, each time by all of it or by nothing; `growing` opens one."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor, self._name = descriptor, name
+        self._synced_s = time.monotonic()
+
+    def cut(self, size_bytes: int) -> None:
+        """Forgets what stands behind the first `size_bytes`."""
+        with _explained(self._name):
+            os.ftruncate(self._descriptor, size_bytes)
+
+    def append(self, data: bytes) -> None:
+        """Writes `data` at the end; what came of a write that fails is taken away again."""
+        with _explained(self._name):
+            before = os.fstat(self._descriptor).st_size
+            try:
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, before)
+                raise
+        if time.monotonic() - self._synced_s >= SYNC_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """Returns when all that was appended is on the disk."""
+        with _explained(self._name):
+            os.fsync(self._descriptor)
+        self._synced_s = time.monotonic()
+
+
+@contextlib.contextmanager
+def growing(target: str | os.PathLike[str]) -> Iterator[Growing]:
+    """Opens a file to append to it, one that is there or a new one; no other run writes it meanwhile.
+
+    Raises MachineError and UsageError as `atomic_write` does.
+    """
+    path = Path(os.path.realpath(target))
+    name = shown(path)
+    _require_replaceable(path, name)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with contextlib.ExitStack() as stack:
+        with _explained(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_claim(path))
+            descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
+            stack.callback(os.close, descriptor)
+            _sync_folder(path.parent)
+        file = Growing(descriptor, name)
+        try:
+            yield file
+        finally:
+            file.sync()
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
@@ -151,6 +205,19 @@ def remove(path: Path) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise MachineError(f"{shown(path)}: cannot be removed: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Makes what the system says of a write a MachineError."""
+    try:
+        yield
+    except GlmcpuError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MachineError(f"{name}: no space left to write it; free some and run again") from error
+        raise MachineError(f"{name}: cannot be written: {reason(error)}; choose another place") from error
 
 
 def _require_replaceable(path: Path, name: str) -> None:

@@ -48,6 +48,41 @@ def parse(data: bytes, what: str, remedy: str = "get the file again") -> Any:
         raise DataError(f"{what}: {error}") from error
 
 
+def parse_line(line: bytes, where: str, form: str) -> dict[str, Any]:
+    """The object in one line of a JSONL file, its line end left out.
+
+    Raises DataError as `parse` does, beginning with `where` and saying that `form` was expected.
+    """
+    try:
+        value = parse(line, where)
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, json.JSONDecodeError):  # which counts the lines anew
+            raise DataError(
+                f"{where}: not valid JSON at column {cause.colno:,} ({cause.msg}); expected {form}, one object a line"
+            ) from error
+        if isinstance(cause, UnicodeDecodeError):
+            place = cause.start
+            raise DataError(
+                f"{where}: byte {place + 1:,} is not UTF-8 text (0x{line[place]:02x}); save the file as UTF-8"
+            ) from error
+        raise
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: is {kind(value)}; expected an object {form}")
+    return value
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, for an error line."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    if isinstance(value, dict):
+        return "an object"
+    return "a text" if isinstance(value, str) else "a number"
+
+
 def _check_structure(data: bytes) -> None:
     """Counts values and measures depth; all passes are C loops over the bytes, so hostile text costs milliseconds."""
     tokens = sum(map(data.count, (b'"', b",", b"[", b"]", b"{", b"}")))

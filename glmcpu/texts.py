@@ -16,16 +16,16 @@ other names, such as those of published data sets; rename them.
 """
 
 import io
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from glmcpu import limits, strict_json
+from glmcpu import limits
 from glmcpu.errors import DataError, printable, shown
 from glmcpu.files import open_regular
+from glmcpu.strict_json import kind, parse_line
 from glmcpu.tokenizers.chatglm import Tokenizer
 
 LEAST_TOKENS = 4  # of plain text, so that two are scored
@@ -97,32 +97,19 @@ def examples(path: _Path) -> Iterator[Example]:
     for number, line in _lines(path):
         if line.strip():
             found = True
-            yield _example(_parsed(line, _where(path, number)), _where(path, number), number)
+            where = _where(path, number)
+            yield _example(parse_line(line.rstrip("\r\n").encode(), where, _FORM), where, number)
     if not found:
         raise DataError(f"{shown(path)}: is empty; expected a line {_FORM} for each example")
 
 
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return strict_json.parse(line.rstrip("\r\n").encode(), where)
-    except DataError as error:
-        cause = error.__cause__
-        if isinstance(cause, json.JSONDecodeError):  # which counts the lines anew
-            raise DataError(
-                f"{where}: not valid JSON at column {cause.colno:,} ({cause.msg}); expected {_FORM}, one object a line"
-            ) from error
-        raise
-
-
-def _example(value: Any, where: str, number: int) -> Example:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: is {_kind(value)}; expected an object {_FORM}")
+def _example(value: dict[str, Any], where: str, number: int) -> Example:
     for key in ("prompt", "response"):
         if key not in value:
             has = printable(", ".join(value), 60) or "nothing"
             raise DataError(f'{where}: has no "{key}" but {has}; expected {_FORM}')
         if not isinstance(value[key], str):
-            raise DataError(f'{where}: "{key}" is {_kind(value[key])}; expected a text')
+            raise DataError(f'{where}: "{key}" is {kind(value[key])}; expected a text')
     if not value["response"].strip():
         raise DataError(f'{where}: "response" is empty; expected an answer to score')
     return Example(value["prompt"], value["response"], _history(value.get("history", []), where), number)
@@ -132,20 +119,9 @@ def _history(value: Any, where: str) -> tuple[tuple[str, str], ...]:
     rounds = value if isinstance(value, list) else [value]
     for n, pair in enumerate(rounds, 1):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            what = f"round {n} of it is {_kind(pair)}" if rounds is value else f"is {_kind(value)}"
+            what = f"round {n} of it is {kind(pair)}" if rounds is value else f"is {kind(value)}"
             raise DataError(f'{where}: "history": {what}; expected a list of ["question", "answer"]')
     return tuple((question, answer) for question, answer in rounds)
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, for an error line."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, list):
-        return f"a list of {len(value):,}"
-    if isinstance(value, dict):
-        return "an object"
-    return "a text" if isinstance(value, str) else "a number"
 
 
 def _windows(path: _Path, tokenizer: Tokenizer, window: int) -> Iterator[Sequence]:

@@ -29,7 +29,7 @@ def run(*arguments, stdin=b"", home, **settings):
 CONTRACT = [
     # arguments, exit code, words that the line must hold
     (["cnvert", "x"], 2, ["cnvert", "did you mean 'convert'"]),
-    (["talk"], 2, ["talk", "commands: bench, chat"]),
+    (["talk"], 2, ["talk", "commands: batch, bench, chat"]),
     (["--nonsense"], 2, ["--nonsense", "--help"]),
     (["chat", "--tempature", "1"], 2, ["--tempature", "--temperature"]),
     (["chat", "--context", "0"], 2, ["--context", "'0'", "16 to"]),

@@ -162,3 +162,28 @@ def test_byte_progress_survives_an_unknown_total(capsys, clock):
     progress("download", 5, 0)
     progress("download", 5, 3)
     assert "100 %" in capsys.readouterr().err
+
+
+def test_progress_of_other_things_is_counted(make_screen, clock):
+    screen = make_screen()
+    terminal.Counted(terminal.StatusLine(), "lines")("answering", 1000, 4000)
+    assert screen.getvalue() == "\ranswering [#####...............]  25%  1,000 of 4,000 lines  "
+
+
+def test_the_time_left_is_that_of_what_was_not_there_at_the_beginning(make_screen, clock):
+    screen = make_screen()
+    progress = terminal.Counted(terminal.StatusLine(), "lines")
+    progress("answering", 50, 100)
+    clock[0] += 10
+    progress("answering", 60, 100)
+    assert screen.getvalue().endswith("60 of 100 lines  0:40 left")
+
+
+def test_tenths_that_were_there_at_the_beginning_are_no_news(capsys, clock):
+    progress = terminal.Counted(terminal.StatusLine(), "lines")
+    for done in range(50, 101):
+        clock[0] += 2
+        progress("answering", done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "glmcpu: answering: 60 % (60 of 100 lines)"
+    assert len(lines) == 5

@@ -148,3 +148,56 @@ def test_a_full_disk_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MachineError, match="a: no space left to write it; free some and run again"):
         _write(tmp_path / "a")
+
+
+LINES = [b"one\n", b"two and more\n", b"three\n"]
+
+
+def _append(target: Path) -> None:
+    with files.growing(target) as out:
+        for line in LINES:
+            out.append(line)
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["full", "broken", "forbidden", "Ctrl-C"])
+@pytest.mark.parametrize("call", ["os.open", "os.write", "os.fsync", "os.fstat", "lock", "Path.mkdir"])
+def test_whatever_call_fails_a_growing_file_has_whole_appends_and_can_go_on(
+    call: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a"
+    monkeypatch.setattr(files, "SYNC_S", 0.0)
+    for at in range(1, 50):
+        target.write_bytes(b"zero\n")
+        fault, ended = _Fault(at, failure), None
+        with _failing(call, fault, monkeypatch):
+            try:
+                _append(target)
+            except (MachineError, KeyboardInterrupt) as error:
+                ended = error
+        if fault.calls < at:
+            break
+        left = target.read_bytes()
+        assert left in [b"".join([b"zero\n", *LINES[:n]]) for n in range(4)]
+        assert ended or left == b"".join([b"zero\n", *LINES])
+        if isinstance(ended, MachineError):
+            assert str(ended).startswith(f"{target}: ")
+        _append(target)
+        assert target.read_bytes() == left + b"".join(LINES)
+    assert at > 1
+    assert ended is None
+
+
+def test_half_of_a_write_is_taken_away_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def half(descriptor: int, data: bytes) -> int:
+        if len(data) < 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[: len(data) // 2])
+
+    with files.growing(tmp_path / "a") as out:
+        out.append(b"one\n")
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(MachineError, match="a: no space left"):
+            out.append(b"two and more\n")
+    assert (tmp_path / "a").read_bytes() == b"one\n"

@@ -21,7 +21,7 @@ ROWS = (
     {"models", "sampling", "tokenizers", "lookup"},
     {"chat", "rounds", "generate", "stream", "texts"},
     {"model", "engine", "adapters", "convert", "random_weights", "glmcpu"},  # the package itself offers Model
-    {"bench", "evaluate", "layer_errors", "scoring", "cli", "server", "web", "__main__"},
+    {"batch", "batch_lines", "bench", "evaluate", "layer_errors", "scoring", "cli", "server", "web", "__main__"},
 )
 # Who may import what is neither ours nor the standard library; NumPy is everybody's.
 OUTSIDE = {

@@ -6,7 +6,7 @@ import pytest
 
 from glmcpu import limits
 from glmcpu.errors import DataError
-from glmcpu.strict_json import parse
+from glmcpu.strict_json import parse, parse_line
 
 REFUSED = {
     "empty": (b"", "not valid JSON"),
@@ -63,3 +63,25 @@ def test_nesting_to_the_limit_is_accepted() -> None:
 
 def test_brackets_inside_strings_are_not_depth() -> None:
     assert parse(b'"' + b"[" * 1000 + b'"', "x") == "[" * 1000
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"a": b}', 'x: line 7: not valid JSON at column 7 (Expecting value); expected {"a": 1}, one object a line'),
+        ('{"a": "你"}'.encode("gbk"), "x: line 7: byte 8 is not UTF-8 text (0xc4); save the file as UTF-8"),
+        (b"[1, 2]", 'x: line 7: is a list of 2; expected an object {"a": 1}'),
+        (b'"a"', 'x: line 7: is a text; expected an object {"a": 1}'),
+        (b"null", 'x: line 7: is null; expected an object {"a": 1}'),
+        (b"1", 'x: line 7: is a number; expected an object {"a": 1}'),
+        (b'{"a": 1, "a": 2}', "x: line 7: duplicate key 'a'; expected every key once"),
+    ],
+)
+def test_a_line_that_is_no_object_is_refused_with_its_place(line: bytes, words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse_line(line, "x: line 7", '{"a": 1}')
+    assert str(caught.value) == words
+
+
+def test_a_line_that_is_an_object_is_that_object() -> None:
+    assert parse_line(b' {"a": [1, null]} ', "x", "{}") == {"a": [1, None]}

@@ -13,15 +13,22 @@ import click
 
 from glmcpu import limits, store
 from glmcpu.cli import terminal
-from glmcpu.cli.options import cache_option, context_option, debug_option, threads_option, whole_number
+from glmcpu.cli.options import (
+    cache_option,
+    context_option,
+    debug_option,
+    make_sampler,
+    max_new_tokens_option,
+    sampling_options,
+    threads_option,
+)
 from glmcpu.errors import UsageError
 
 if TYPE_CHECKING:
-    from glmcpu.chat import ChatModel
-    from glmcpu.sampling import Sampler
+    from glmcpu.model import Model
 
 
-EMBEDDED_NOTE = (
+_EMBEDDED = (
     "this is the demo model that comes with glmcpu: 5 million parameters, and it knows glmcpu and small talk; "
     "the real one: glmcpu convert THUDM/chatglm-6b"
 )
@@ -31,15 +38,8 @@ EMBEDDED_NOTE = (
 @click.argument("model", required=False)
 @click.option("--prompt", "-p", metavar="TEXT", help="Answer TEXT and end.")
 @click.option("--system", "-s", metavar="TEXT", help="Put TEXT before the conversation as a first round.")
-@click.option("--temperature", "--temp", type=float, metavar="X", help="0 is greedy.  [default: 0.95]")
-@click.option("--top-p", type=float, default=0.7, show_default=True, metavar="X")
-@click.option("--top-k", type=int, default=50, show_default=True, metavar="N", help="0 is off.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="X")
-@click.option("--greedy", is_flag=True, help="Always take the likeliest token; the same as --temperature 0.")
-@click.option("--seed", callback=whole_number(0), metavar="N", help="Repeat the same choices.")
-@click.option(
-    "--max-new-tokens", "-n", callback=whole_number(1, limits.CONTEXT), metavar="N", help="The longest answer."
-)
+@sampling_options
+@max_new_tokens_option
 @context_option
 @cache_option
 @threads_option
@@ -78,8 +78,6 @@ def command(
     interactive = prompt is None and terminal.is_terminal(sys.stdin) and terminal.is_terminal(sys.stdout)
     path = find_model(model)
     question = "" if interactive else read_prompt(prompt)
-    if path == store.embedded():
-        terminal.note(EMBEDDED_NOTE)
     loaded = load_model(path, context=context, cache=cache, threads=threads, backend=backend)
     session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system, lookup=lookup)
     if interactive:
@@ -94,16 +92,6 @@ def command(
             explain_end(session.last)
             if stats:
                 terminal.note(stats_line(session.last))
-
-
-def make_sampler(*, greedy: bool, temperature: float | None, **rest: Any) -> "Sampler":
-    """The Sampler of the options; raises UsageError for one out of range."""
-    from glmcpu.sampling import Sampler
-
-    if greedy and temperature:
-        raise UsageError(f"--greedy and --temperature {temperature} contradict each other; give one of them")
-    default = 0.0 if greedy else Sampler().temperature
-    return Sampler(temperature=default if temperature is None else temperature, **rest)
 
 
 def read_prompt(prompt: str | None) -> str:
@@ -123,10 +111,12 @@ def find_model(model: str | None) -> Path:
     return store.only() if model is None else store.find(model)
 
 
-def load_model(path: Path, **options: Any) -> "ChatModel":
-    """Opens a packed file. The first time on a machine its kernels are compiled here, and a line says so."""
+def load_model(path: Path, **options: Any) -> "Model":
+    """Opens a packed file; a line says when it is the demo model, and when kernels are compiled first."""
     from glmcpu.model import Model
 
+    if path == store.embedded():
+        terminal.note(_EMBEDDED)
     model = Model.load(path, **options)
     if not model.is_compiled():
         terminal.note("compiling the kernels for this machine, which is done once and takes some seconds")

@@ -108,10 +108,10 @@ def _measure(loaded: "list[Model]", text: "Text", compared: bool, matrices: bool
     reference, models = (loaded[0], loaded[1:]) if compared else (None, loaded)
     errors: list[Errors | None] = [None] * len(loaded)
     with terminal.StatusLine() as line:
-        tokens = _Counted(line, "tokens")
+        tokens = terminal.Counted(line, "tokens")
         measured = evaluate.evaluate(models, text, reference, lambda done, total: tokens("evaluating", done, total))
         if matrices and reference is not None:
-            weights = _Counted(line, "weights")
+            weights = terminal.Counted(line, "weights")
             paths = [model.path for model in models]
             errors[1:] = layer_errors(
                 reference.path, paths, text, threads, lambda done, total: weights("matrix by matrix", done, total)
@@ -122,17 +122,6 @@ def _measure(loaded: "list[Model]", text: "Text", compared: bool, matrices: bool
         summary = summarize(found)
         rows.append(Row(name, about.weights, about.bits_per_weight, about.file_bytes, summary, found, error))
     return rows
-
-
-class _Counted(terminal.ByteProgress):
-    """The progress of something that is not bytes."""
-
-    def __init__(self, line: terminal.StatusLine, unit: str) -> None:
-        super().__init__(line)
-        self._unit = unit
-
-    def _amount(self, done: int, total: int) -> str:
-        return f"{done:,} of {total:,} {self._unit}"
 
 
 def _names(paths: list[Path]) -> list[str]:

@@ -3,12 +3,15 @@
 import difflib
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from glmcpu import formats, limits
-from glmcpu.errors import printable
+from glmcpu.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from glmcpu.sampling import Sampler
 
 DEBUG = "debug"  # the key of --debug in the context's settings
 SMALLEST_CONTEXT = 16
@@ -81,6 +84,39 @@ def cache_option(function: F) -> F:
         "--cache",
         type=click.Choice(["f16", "int8", "f32"]),
         help="How keys and values are kept; int8 takes half the memory of f16.  [default: what suits the weights]",
+    )(function)
+
+
+def sampling_options(function: F) -> F:
+    """How the next token is chosen: what `make_sampler` takes."""
+    for option in reversed(
+        (
+            click.option("--temperature", "--temp", type=float, metavar="X", help="0 is greedy.  [default: 0.95]"),
+            click.option("--top-p", type=float, default=0.7, show_default=True, metavar="X"),
+            click.option("--top-k", type=int, default=50, show_default=True, metavar="N", help="0 is off."),
+            click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="X"),
+            click.option("--greedy", is_flag=True, help="Take the likeliest token; the same as --temperature 0."),
+            click.option("--seed", callback=whole_number(0), metavar="N", help="Repeat the same choices."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def make_sampler(*, greedy: bool, temperature: float | None, **rest: Any) -> "Sampler":
+    """The Sampler of the options; raises UsageError for one out of range."""
+    from glmcpu.sampling import Sampler
+
+    if greedy and temperature:
+        raise UsageError(f"--greedy and --temperature {temperature} contradict each other; give one of them")
+    default = 0.0 if greedy else Sampler().temperature
+    return Sampler(temperature=default if temperature is None else temperature, **rest)
+
+
+def max_new_tokens_option(function: F) -> F:
+    """`--max-new-tokens N`: a bound of each answer."""
+    return click.option(
+        "--max-new-tokens", "-n", callback=whole_number(1, limits.CONTEXT), metavar="N", help="The longest answer."
     )(function)
 
 

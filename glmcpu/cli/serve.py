@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from glmcpu import store
+from glmcpu import limits, store
 from glmcpu.cli import terminal
-from glmcpu.cli.chat import EMBEDDED_NOTE, find_model
+from glmcpu.cli.chat import find_model, load_model
 from glmcpu.cli.options import cache_option, context_option, debug_option, threads_option, whole_number
 from glmcpu.errors import UsageError
 
@@ -48,7 +48,7 @@ def server_options(function: F) -> F:
             "--parallel",
             default=_PARALLEL,
             show_default=True,
-            callback=whole_number(1, 64),
+            callback=whole_number(1, limits.PARALLEL),
             metavar="N",
             help="Answers at once.",
         ),
@@ -113,8 +113,7 @@ def run(
         _imported("web", "gradio", web=True)
     server.check_address(host, api_key, allow_origin)
     path = find_model(model)
-    if path == store.embedded():
-        terminal.note(EMBEDDED_NOTE)
+
     taken = server.take_port(host, port)
     url = server.address_of(taken)
     _log_lines()
@@ -141,13 +140,10 @@ def run(
 
 def _engine(path: "Path", parallel: int, queue: int, **loading: Any) -> "Engine":
     from glmcpu.engine import Engine
-    from glmcpu.model import Model
     from glmcpu.rounds import require_tokenizer
 
-    model = Model.load(path, **loading)
+    model = load_model(path, **loading)
     require_tokenizer(model)
-    if not model.is_compiled():
-        terminal.note("compiling the kernels for this machine, which is done once and takes some seconds")
     model.compile()
     return Engine(model, parallel=parallel, waiting=queue)
 

@@ -132,15 +132,15 @@ class ByteProgress:
     def __init__(self, line: StatusLine) -> None:
         self._line = line
         self._stage = ""
-        self._began_s = 0.0
+        self._began_s = self._began_share = 0.0
         self._tenth = 0
         self._noted_s = time.monotonic()
 
     def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
         now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._began_s, self._tenth = stage, now, 0
         share = min(1.0, done_bytes / total_bytes) if total_bytes else 0.0
+        if stage != self._stage:
+            self._stage, self._began_s, self._began_share, self._tenth = stage, now, share, int(10 * share)
         amount = self._amount(done_bytes, total_bytes)
         if self._line.active:
             bar = ("#" * int(20 * share)).ljust(20, ".")
@@ -154,10 +154,21 @@ class ByteProgress:
 
     def _left(self, share: float) -> str:
         elapsed_s = time.monotonic() - self._began_s
-        if share == 0 or elapsed_s < 1:
+        if share <= self._began_share or elapsed_s < 1:
             return ""
-        left_s = round(elapsed_s * (1 - share) / share)
+        left_s = round(elapsed_s * (1 - share) / (share - self._began_share))
         return f"{left_s // 60}:{left_s % 60:02d} left"
+
+
+class Counted(ByteProgress):
+    """The progress of something that is not bytes."""
+
+    def __init__(self, line: StatusLine, unit: str) -> None:
+        super().__init__(line)
+        self._unit = unit
+
+    def _amount(self, done: int, total: int) -> str:
+        return f"{done:,} of {total:,} {self._unit}"
 
 
 def _write_error(text: str) -> None:
