@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from glmcpu import __version__
 from glmcpu.server import official_api, openai_api, problems
@@ -21,7 +21,7 @@ from glmcpu.server.fields import DetokenizeRequest, TokenizeRequest
 from glmcpu.server.guard import App, Guard, Rules
 from glmcpu.server.problems import as_problems
 from glmcpu.server.routes import StrictRoute, aside
-from glmcpu.server.schemas import REFUSED, DetokenizeReply, Health, TokenizeReply, answered
+from glmcpu.server.schemas import REFUSED, TEXT, DetokenizeReply, Health, TokenizeReply, answered
 from glmcpu.server.service import Service
 from glmcpu.server.telemetry import Metrics, Telemetry
 
@@ -99,7 +99,7 @@ def _own(service: Service, metrics: Metrics, web: bool) -> APIRouter:
         status, body = service.health()
         return JSONResponse(body, status, {"Retry-After": "1"} if status == 503 else None)
 
-    @routes.get("/metrics", response_class=PlainTextResponse)
+    @routes.get("/metrics", response_class=Response, responses=TEXT)
     async def counters() -> Response:
         """Counters in Prometheus' format."""
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)

@@ -153,7 +153,7 @@ class Message(Fields):
 class JsonSchema(Fields):
     name: Annotated[str, StringConstraints(max_length=256)] = ""
     strict: bool = False
-    schema_: dict[str, Any] | bool = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema")
 
 
 class ResponseFormat(Fields):

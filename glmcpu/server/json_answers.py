@@ -23,7 +23,7 @@ _building = threading.Lock()
 class JsonConstraint:
     """A document under way; see `generate.Constraint`."""
 
-    def __init__(self, tokenizer: Tokenizer, schema: dict[str, Any] | bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, schema: dict[str, Any]) -> None:
         """`schema` is a JSON schema. Raises UsageError for one that is none, or more than the library does."""
         with _building:
             vocabulary = _vocabulary(tokenizer)

@@ -196,7 +196,7 @@ def _of_choice(options: Options, body: Sampling, n: int, constraint: Constraint 
     return {**options, "sampler": body.sampler(n), "constraint": constraint}
 
 
-async def _constraint(service: Service, schema: dict[str, Any] | bool | None) -> Constraint:
+async def _constraint(service: Service, schema: dict[str, Any] | None) -> Constraint:
     from glmcpu.server.json_answers import ANY_OBJECT, JsonConstraint
 
     text = json.dumps(schema)

@@ -101,9 +101,10 @@ def of_validation(error: RequestValidationError) -> Problem:
     return bad(f"{param}: {message[:1].lower()}{message[1:]}, and is {_shown(first.get('input'))}", param)
 
 
-def _fit(error: Any) -> tuple[bool, int]:
-    """How near a value came to the member of a union that has this error: whether its type is right, how deep it is."""
-    return not error["type"].endswith("_type"), len(error["loc"])
+def _fit(error: Any) -> tuple[bool, int, list[int]]:
+    """How near a value came to the member of a union that has this error: right type, how deep, how far in lists."""
+    place = error["loc"]
+    return not error["type"].endswith("_type"), len(place), [n for n in place if isinstance(n, int)]
 
 
 def _names_a_type(place: object) -> bool:

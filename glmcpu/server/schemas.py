@@ -137,6 +137,7 @@ class DetokenizeReply(BaseModel):
 
 _EVENTS = "Server-sent events when stream is true: chunks of the same answer, and [DONE]"
 REFUSED: Responses = {status: {"model": ErrorReply, "description": "Refused"} for status in ("4XX", "5XX")}
+TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 def answered(model: type[BaseModel], *, streams: bool = False) -> Responses:
