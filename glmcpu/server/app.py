@@ -21,6 +21,7 @@ from glmcpu.server.fields import DetokenizeRequest, TokenizeRequest
 from glmcpu.server.guard import App, Guard, Rules
 from glmcpu.server.problems import as_problems
 from glmcpu.server.routes import StrictRoute, aside
+from glmcpu.server.schemas import REFUSED, TEXT, DetokenizeReply, Health, TokenizeReply, answered
 from glmcpu.server.service import Service
 from glmcpu.server.telemetry import Metrics, Telemetry
 
@@ -59,10 +60,11 @@ def build(service: Service, settings: Settings) -> App:
 def _routes(service: Service, metrics: Metrics, web: bool) -> FastAPI:
     app = FastAPIOffline(
         redoc_url=None,
+        redirect_slashes=False,
         title="glmcpu",
         version=__version__,
         description="ChatGLM-6B on a CPU: OpenAI's protocol and the official one.",
-        responses={status: {"model": dict[str, Any], "description": "refused"} for status in ("4XX", "5XX")},
+        responses=REFUSED,
         separate_input_output_schemas=False,
     )
     app.include_router(openai_api.router(service))
@@ -91,29 +93,30 @@ def _own(service: Service, metrics: Metrics, web: bool) -> APIRouter:
         """For a browser that comes to see what is here."""
         return RedirectResponse(f"{WEB}/" if web else "/docs")
 
-    @routes.get("/health")
+    @routes.get("/health", responses={**answered(Health), 503: {"model": Health}})
     async def health() -> Response:
         """Whether requests are served: 200, or 503 while the model loads or when the engine does not move."""
         status, body = service.health()
         return JSONResponse(body, status, {"Retry-After": "1"} if status == 503 else None)
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=Response, responses=TEXT)
     async def counters() -> Response:
         """Counters in Prometheus' format."""
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
-    @routes.post("/tokenize")
+    @routes.post("/tokenize", responses=answered(TokenizeReply))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The token ids of a text."""
         tokenizer = service.tokenizer
         ids = await aside(len(body.content), lambda: tokenizer.encode(body.content, body.add_special))
         return JSONResponse({"tokens": ids})
 
-    @routes.post("/detokenize")
+    @routes.post("/detokenize", responses=answered(DetokenizeReply))
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         with as_problems("tokens"):
-            return JSONResponse({"content": service.tokenizer.decode(body.tokens)})
+            tokenizer = service.tokenizer
+            return JSONResponse({"content": await aside(len(body.tokens), lambda: tokenizer.decode(body.tokens))})
 
     return routes
 

@@ -62,6 +62,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         left.cancel()
         working.cancel()
+        await asyncio.wait({working, left})  # the answers are cancelled, and can be counted
 
 
 def note(record: Record, streams: Sequence[Stream], each: int = 1) -> None:
@@ -71,12 +72,10 @@ def note(record: Record, streams: Sequence[Stream], each: int = 1) -> None:
     if stream.first_s:
         record.figures |= {"first_ms": _ms(stream.asked_s, stream.first_s)}
         record.figures |= {"answer_ms": _ms(stream.first_s, stream.last_s)}
-    if stream.cancelled and not stream.ended:
-        record.figures["left"] = True
 
 
 def usage(streams: Sequence[Stream], each: int = 1) -> dict[str, int]:
-    """OpenAI's count of tokens; a prompt counts once for the `each` choices it has."""
+    """OpenAI's count of tokens; the prompt of several choices, `each` so many, counts once."""
     prompt = sum(stream.answer.prompt_tokens for stream in streams[::each])
     written = sum(len(stream.answer.ids) - stream.answer.prompt_tokens for stream in streams)
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from glmcpu import limits
 from glmcpu.errors import printable
@@ -55,6 +55,13 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=limits.STOP_BYT
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
+def _few_ids(value: Any) -> Any:
+    """Before each of them is looked at."""
+    if isinstance(value, dict) and len(value) > limits.BIASED_IDS:
+        raise refuse("logit_bias", f"logit_bias has {len(value):,} ids, and at most {limits.BIASED_IDS:,} may be given")
+    return value
+
+
 class Fields(BaseModel):
     """A JSON object; numbers in quotes and the like are not converted."""
 
@@ -62,10 +69,18 @@ class Fields(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_not_given(cls, value: Any) -> Any:
+    def _prepared(cls, value: Any) -> Any:
+        """Null is the same as not given."""
         if not isinstance(value, dict):
             return value
+        if len(value) > limits.FIELDS:
+            raise refuse(None, f"{len(value):,} fields in an object, and at most {limits.FIELDS} may be given")
+        cls._check_others({key: item for key, item in value.items() if key not in cls.model_fields})
         return {key: item for key, item in value.items() if item is not None or key not in cls.model_fields}
+
+    @classmethod
+    def _check_others(cls, others: dict[str, Any]) -> None:
+        """What is no field is ignored, unless a class says otherwise."""
 
 
 class Sampling(Fields):
@@ -80,19 +95,18 @@ class Sampling(Fields):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     seed: int | None = Field(None, ge=0, le=SEED, description="Equal seeds give equal answers.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=limits.STOP_STRINGS)] = Field([])
-    logit_bias: dict[str, Bias] = Field({}, description="Token ids, as strings, and what is added to their scores.")
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=limits.STOP_STRINGS)] = Field([])
+    logit_bias: Annotated[dict[str, Bias], BeforeValidator(_few_ids)] = Field(
+        {}, description="Token ids, as strings, and what is added to their scores."
+    )
     n: int = Field(1, ge=1, le=limits.CHOICES)
     stream: bool = False
     stream_options: "StreamOptions | None" = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _unsupported(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            for key in value.keys() - cls.model_fields.keys() - HARMLESS:
-                _check_unknown(key, value[key], cls.model_fields)
-        return value
+    def _check_others(cls, others: dict[str, Any]) -> None:
+        for key in others.keys() - HARMLESS:
+            _check_unknown(key, others[key], cls.model_fields)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Sampling":
@@ -129,7 +143,7 @@ class Part(Fields):
 
 class Message(Fields):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part]
+    content: Text | Annotated[list[Part], Field(fail_fast=True)]
 
     def text(self) -> str:
         """All of it."""
@@ -139,7 +153,7 @@ class Message(Fields):
 class JsonSchema(Fields):
     name: Annotated[str, StringConstraints(max_length=256)] = ""
     strict: bool = False
-    schema_: dict[str, Any] | bool = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema")
 
 
 class ResponseFormat(Fields):
@@ -154,7 +168,7 @@ class ResponseFormat(Fields):
 
 
 class ChatRequest(Sampling):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=limits.MESSAGES)]
     max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=limits.TOP_LOGPROBS, description="Needs logprobs.")
@@ -167,11 +181,13 @@ class ChatRequest(Sampling):
         return self
 
 
+Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=limits.CHOICES)]
 TokenId = Annotated[int, Field(ge=0, lt=limits.VOCABULARY)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=limits.CONTEXT)]
 
 
 class CompletionRequest(Sampling):
-    prompt: Text | Annotated[list[Text] | list[TokenId], Field(min_length=1, max_length=limits.CONTEXT)] = Field(
+    prompt: Text | Texts | TokenIds = Field(
         description="A text, up to 8 of them, or token ids as /tokenize gives, with the special ones the model reads."
     )
     logprobs: int | None = Field(None, ge=0, le=limits.TOP_LOGPROBS)
@@ -183,14 +199,14 @@ class TokenizeRequest(Fields):
 
 
 class DetokenizeRequest(Fields):
-    tokens: Annotated[list[TokenId], Field(max_length=limits.CONTEXT)]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=limits.CONTEXT)]
 
 
 class OfficialRequest(Fields):
     """The fields of the official api.py, with its defaults; 0 is a temperature here."""
 
     prompt: Text
-    history: list[list[str]] = []
+    history: Annotated[list[Annotated[list[str], Field(fail_fast=True)]], Field(fail_fast=True)] = []
     max_length: int = Field(2048, ge=0, le=limits.CONTEXT, description="Tokens of prompt and answer together.")
     top_p: float = Field(OFFICIAL.top_p, ge=0, le=1)
     temperature: float = Field(OFFICIAL.temperature, ge=0, le=100)

@@ -66,6 +66,9 @@ class Guard:
         rules = self._rules
         if len(headers) > limits.HTTP_HEADERS:
             raise Problem(431, f"more than {limits.HTTP_HEADERS} headers; send fewer", "too_many_headers")
+        line = len(scope["path"]) + len(scope["query_string"])
+        if line + sum(len(name) + len(value) for name, value in headers) > limits.HTTP_HEAD_BYTES:
+            raise head_too_large()  # h11 counts only a head that came in pieces
         if rules.connections() > limits.HTTP_CONNECTIONS:
             raise Problem(503, "too many connections; try again later", "server_busy")
         path, page = scope["path"], scope["path"].startswith(rules.pages) if rules.pages else False
@@ -121,9 +124,12 @@ def is_loopback(name: str) -> bool:
 
 
 def _check_body(headers: list[tuple[bytes, bytes]]) -> None:
-    declared = _only(headers, b"content-length")
-    if declared in (None, "0") and _only(headers, b"transfer-encoding") is None:
+    declared, chunked = _only(headers, b"content-length"), _only(headers, b"transfer-encoding")
+    if declared in (None, "0") and chunked is None:
         return  # there is none
+    if declared is not None and chunked is not None:  # a proxy in front may take the other one
+        message = "the body has a content-length and a transfer-encoding; send one of them"
+        raise Problem(400, message, "invalid_header")
     if declared is not None and declared.isdigit() and int(declared) > limits.HTTP_BODY_BYTES:
         raise _too_large()
     kind = (_only(headers, b"content-type") or "").partition(";")[0].strip().lower()
@@ -144,6 +150,12 @@ def _bounded(receive: Receive) -> Receive:
         return message
 
     return bounded
+
+
+def head_too_large() -> Problem:
+    """Of a request whose first line and headers are longer than they may be."""
+    message = f"the head is larger than {limits.HTTP_HEAD_BYTES:,} bytes; send less"
+    return Problem(431, message, "head_too_large", headers={"Connection": "close"})
 
 
 def _too_large() -> Problem:

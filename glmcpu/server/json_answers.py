@@ -23,7 +23,7 @@ _building = threading.Lock()
 class JsonConstraint:
     """A document under way; see `generate.Constraint`."""
 
-    def __init__(self, tokenizer: Tokenizer, schema: dict[str, Any] | bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, schema: dict[str, Any]) -> None:
         """`schema` is a JSON schema. Raises UsageError for one that is none, or more than the library does."""
         with _building:
             vocabulary = _vocabulary(tokenizer)
@@ -33,6 +33,7 @@ class JsonConstraint:
             raise UsageError(f"the JSON schema cannot be used: {printable(error, 300)}") from error
         self._matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0)
         self._check("the JSON schema cannot be used")
+        self.allowed()  # a schema that nothing satisfies is found here, and not in the middle of an answer
 
     def allowed(self) -> Ids:
         """The ids that may come next; the end token when the document is complete."""
@@ -46,7 +47,8 @@ class JsonConstraint:
 
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
-            raise UsageError(f"{what}: {printable(self._matcher.get_error(), 300)}")
+            cause = self._matcher.get_error().partition("\n")[0]  # behind it stands the state of the library
+            raise UsageError(f"{what}: {printable(cause, 300)}")
 
 
 ANY_OBJECT = {"type": "object"}

@@ -19,6 +19,7 @@ from glmcpu.server import choices
 from glmcpu.server.fields import OFFICIAL, OfficialRequest
 from glmcpu.server.problems import as_problems, bad
 from glmcpu.server.routes import StrictRoute, aside
+from glmcpu.server.schemas import OfficialReply, answered
 from glmcpu.server.service import Service
 from glmcpu.server.telemetry import record_of
 from glmcpu.tokenizers.prompt import process_response
@@ -30,7 +31,7 @@ def router(service: Service) -> APIRouter:
     """The route."""
     routes = APIRouter(route_class=StrictRoute, tags=["official"])
 
-    @routes.post("/")
+    @routes.post("/", responses=answered(OfficialReply))
     async def answer(body: OfficialRequest, request: Request) -> Response:
         """Answers a prompt after a history, as the official api.py does."""
         history, model = _rounds(body.history), service.model
@@ -48,6 +49,7 @@ def router(service: Service) -> APIRouter:
             (tokens,) = await choices.unless_left(request, choices.all_tokens(streams))
         finally:
             choices.note(record, streams)
+        record.figures["finish"] = tokens[-1].finish_reason
         response = record.texts["answer"] = "".join(token.text for token in tokens)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         found = {"response": response, "history": [*history, (body.prompt, response)], "status": 200, "time": now}

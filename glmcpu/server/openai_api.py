@@ -24,9 +24,11 @@ from glmcpu.generate import Constraint, Options
 from glmcpu.server import choices, problems
 from glmcpu.server.conversation import rounds_of
 from glmcpu.server.fields import ChatRequest, CompletionRequest, Sampling, ignored
+from glmcpu.server.guard import Receive, Scope, Send
 from glmcpu.server.problems import Problem, bad
 from glmcpu.server.replies import ChatReply, Reply, TextReply
 from glmcpu.server.routes import StrictRoute, aside
+from glmcpu.server.schemas import ChatCompletion, ModelList, ModelReply, TextCompletion, answered
 from glmcpu.server.service import Service, report
 from glmcpu.server.telemetry import Record, record_of
 from glmcpu.stream import Stream
@@ -34,26 +36,27 @@ from glmcpu.tokenizers.prompt import process_response
 
 _EVENTS = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}  # JSON allows them; some readers split there
 
 
 def router(service: Service) -> APIRouter:
     """The routes under /v1."""
     routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["OpenAI"])
-    created = int(time.time())
+    about = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "glmcpu"}
 
-    @routes.get("/models")
+    @routes.get("/models", responses=answered(ModelList))
     async def models() -> Response:
         """The model that is served."""
-        about = {"id": service.name, "object": "model", "created": created, "owned_by": "glmcpu"}
         return JSONResponse({"object": "list", "data": [about]})
 
-    @routes.get("/models/{name:path}")
+    @routes.get("/models/{name:path}", responses=answered(ModelReply))
     async def model(name: str) -> Response:
         """The model of this name."""
-        _check_model(service, name)
-        return JSONResponse({"id": service.name, "object": "model", "created": created, "owned_by": "glmcpu"})
+        if name != service.name:
+            raise _no_model(service, name)
+        return JSONResponse(about)
 
-    @routes.post("/chat/completions")
+    @routes.post("/chat/completions", responses=answered(ChatCompletion, streams=True))
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answers the last message of a conversation."""
         _check_model(service, body.model)
@@ -72,10 +75,10 @@ def router(service: Service) -> APIRouter:
 
         record.texts["prompt"] = text
         streams = service.submit([(ids, _of_choice(options, body, n, each)) for n, each in enumerate(constraints)])
-        reply = ChatReply(service.name, tokenizer, body.logprobs)
+        reply = ChatReply(service.name, tokenizer, body.logprobs, body.n)
         return await _answer(request, body, streams, reply)
 
-    @routes.post("/completions")
+    @routes.post("/completions", responses=answered(TextCompletion, streams=True))
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continues one text, or several."""
         _check_model(service, body.model)
@@ -89,7 +92,7 @@ def router(service: Service) -> APIRouter:
             raise bad(f"{len(asked)} answers in one request, and at most {limits.CHOICES} are given", "prompt")
         record_of(request.scope).texts["prompt"] = body.prompt
         streams = service.submit(asked)
-        reply = TextReply(service.name, service.tokenizer, body.logprobs is not None)
+        reply = TextReply(service.name, service.tokenizer, body.logprobs is not None, body.n)
         return await _answer(request, body, streams, reply)
 
     return routes
@@ -102,25 +105,40 @@ async def _answer(request: Request, body: Sampling, streams: Sequence[Stream], r
         record.figures["ignored"] = [printable(name, 40) for name in extra[:8]]
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(
-            _events(streams, reply, record, body.n, with_usage), media_type=_EVENTS, headers=_HEADERS
-        )
+        return _EventResponse(_events(streams, reply, record, with_usage), streams, record, reply.each)
     try:
         tokens = await choices.unless_left(request, choices.all_tokens(streams))
     finally:
-        choices.note(record, streams, body.n)
+        choices.note(record, streams, reply.each)
     record.figures["finish"] = tokens[0][-1].finish_reason
     record.texts["answer"] = "".join(token.text for token in tokens[0])
-    return JSONResponse(reply.whole(tokens, streams, body.n))
+    return JSONResponse(reply.whole(tokens, streams))
 
 
-async def _events(
-    streams: Sequence[Stream], reply: Reply, record: Record, each: int, with_usage: bool
-) -> AsyncIterator[str]:
+class _EventResponse(StreamingResponse):
+    """Events to a client that may leave before the first of them is asked for: the answers end all the same."""
+
+    def __init__(self, events: AsyncIterator[str], streams: Sequence[Stream], record: Record, each: int) -> None:
+        super().__init__(events, media_type=_EVENTS, headers=_HEADERS)
+        self._streams, self._record, self._each = streams, record, each
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for stream in self._streams:
+                stream.cancel()
+            choices.note(self._record, self._streams, self._each)
+            if not self._record.figures.keys() & {"finish", "error"}:
+                self._record.figures["left"] = True
+
+
+async def _events(streams: Sequence[Stream], reply: Reply, record: Record, with_usage: bool) -> AsyncIterator[str]:
     def event(data: dict[str, Any]) -> str:
         if with_usage:
             data.setdefault("usage", None)
-        return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        return f"data: {text.translate(_LINE_ENDS)}\n\n"
 
     said: list[str] = []
     try:
@@ -140,17 +158,20 @@ async def _events(
         yield event(problem.body())
         return
     finally:
-        choices.note(record, streams, each)
         record.texts["answer"] = "".join(said)
     if with_usage:
-        yield event(reply.usage(choices.usage(streams, each)))
+        yield event(reply.usage(streams))
     yield "data: [DONE]\n\n"
 
 
 def _check_model(service: Service, name: str) -> None:
     if name not in ("", service.name):
-        message = f"the model {printable(name, 80)!r} is not served here; the one served is {service.name!r}"
-        raise Problem(404, message, "model_not_found", param="model")
+        raise _no_model(service, name)
+
+
+def _no_model(service: Service, name: str) -> Problem:
+    message = f"the model {printable(name, 80)!r} is not served here; the one served is {service.name!r}"
+    return Problem(404, message, "model_not_found", param="model")
 
 
 def _options(service: Service, body: Sampling, ids: list[int], param: str, tokens: int | None) -> Options:
@@ -164,8 +185,6 @@ def _options(service: Service, body: Sampling, ids: list[int], param: str, token
             "context_length_exceeded",
         )
     size = service.tokenizer.size
-    if len(body.logit_bias) > limits.BIASED_IDS:
-        raise bad(f"logit_bias has more than {limits.BIASED_IDS:,} ids", "logit_bias")
     for key in body.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 9 and int(key) < size):
             what = printable(key, 40)
@@ -177,7 +196,7 @@ def _of_choice(options: Options, body: Sampling, n: int, constraint: Constraint 
     return {**options, "sampler": body.sampler(n), "constraint": constraint}
 
 
-async def _constraint(service: Service, schema: dict[str, Any] | bool | None) -> Constraint:
+async def _constraint(service: Service, schema: dict[str, Any] | None) -> Constraint:
     from glmcpu.server.json_answers import ANY_OBJECT, JsonConstraint
 
     text = json.dumps(schema)
@@ -195,8 +214,6 @@ async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]
         ids = [token for token in prompt if isinstance(token, int)]
         _check_ids(ids, service)
         return [ids]
-    if len(texts) > limits.CHOICES:
-        raise bad(f"prompt has {len(texts):,} texts, and at most {limits.CHOICES} are answered at once", "prompt")
     for place, text in enumerate(texts):
         if not text:
             name = "prompt" if isinstance(prompt, str) else f"prompt[{place}]"

@@ -36,7 +36,8 @@ class Problem(HTTPException):
         if status in (429, 503):
             extra.setdefault("Retry-After", str(RETRY_S))
         super().__init__(status, message, extra)
-        self.message, self.code, self.param = printable(message, 1000), code, param
+        self.message, self.code = printable(message, 1000), code
+        self.param = None if param is None else printable(param, 200)
 
     def body(self) -> dict[str, Any]:
         """What the client gets."""
@@ -78,7 +79,7 @@ def as_problems(param: str | None = None) -> Iterator[None]:
         raise of(error, param) from error
 
 
-def refuse(param: str, message: str) -> PydanticCustomError:
+def refuse(param: str | None, message: str) -> PydanticCustomError:
     """What a check over several fields raises, so that the one meant is named."""
     return PydanticCustomError("refused", "{message}", {"message": message, "param": param})
 
@@ -87,7 +88,7 @@ def of_validation(error: RequestValidationError) -> Problem:
     """What pydantic found, with the field as "messages[3].content"."""
     found = error.errors()
     # A value that is no member of a union is an error for each member: the one that fits best is complained of.
-    first = max((each for each in found if each["loc"][:2] == found[0]["loc"][:2]), key=lambda each: len(each["loc"]))
+    first = max((each for each in found if each["loc"][:2] == found[0]["loc"][:2]), key=_fit)
     if first["type"] == "refused":
         return bad(first["ctx"]["message"], first["ctx"]["param"], "unsupported_or_invalid")
     places = [place for place in first["loc"][1:] if not _names_a_type(place)]
@@ -100,9 +101,15 @@ def of_validation(error: RequestValidationError) -> Problem:
     return bad(f"{param}: {message[:1].lower()}{message[1:]}, and is {_shown(first.get('input'))}", param)
 
 
+def _fit(error: Any) -> tuple[bool, int, list[int]]:
+    """How near a value came to the member of a union that has this error: right type, how deep, how far in lists."""
+    place = error["loc"]
+    return not error["type"].endswith("_type"), len(place), [n for n in place if isinstance(n, int)]
+
+
 def _names_a_type(place: object) -> bool:
     """Pydantic adds the member of a union to the place."""
-    return isinstance(place, str) and (place.startswith(("list[", "constrained-")) or place in ("str", "bool"))
+    return isinstance(place, str) and (place.startswith(("list[", "dict[", "constrained-")) or place in ("str", "bool"))
 
 
 def _shown(value: object) -> str:

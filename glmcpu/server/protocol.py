@@ -15,9 +15,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glmcpu import limits
+from glmcpu.server.guard import head_too_large
 from glmcpu.server.problems import Problem
-
-_FATAL = 4 * limits.HTTP_CONNECTIONS
 
 
 class BoundedProtocol(H11Protocol):
@@ -31,9 +30,11 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > _FATAL:  # not even an answer: the guard has refused far fewer politely
+        if len(self.connections) > 4 * limits.HTTP_CONNECTIONS:  # far fewer get an answer, from the guard
             transport.abort()
             return
+        # Whatever the system does not take at once counts as unread, also behind the last byte of an answer.
+        transport.set_write_buffer_limits(high=0)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -66,7 +67,7 @@ class BoundedProtocol(H11Protocol):
         """What is no HTTP; uvicorn calls this while h11's error is being handled, which knows whether it was size."""
         status = getattr(sys.exc_info()[1], "error_status_hint", 400)
         if status == 431:
-            self._refuse(Problem(431, f"the head is larger than {limits.HTTP_HEAD_BYTES:,} bytes", "head_too_large"))
+            self._refuse(head_too_large())
         else:
             self._refuse(Problem(400, "this is not valid HTTP/1.1", "invalid_http"))
 

@@ -18,15 +18,16 @@ class Reply:
     chunk_kind: str
     prefix: str
 
-    def __init__(self, model: str, tokenizer: Tokenizer, logprobs: bool) -> None:
-        self._tokenizer, self._logprobs = tokenizer, logprobs
+    def __init__(self, model: str, tokenizer: Tokenizer, logprobs: bool, each: int) -> None:
+        """`each`: how many choices a prompt has."""
+        self._tokenizer, self._logprobs, self.each = tokenizer, logprobs, each
         self._frame = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, tokens: Sequence[list[Token]], streams: Sequence[Stream], each: int) -> dict[str, Any]:
-        """The answer to a request without "stream", with `each` choices for a prompt."""
+    def whole(self, tokens: Sequence[list[Token]], streams: Sequence[Stream]) -> dict[str, Any]:
+        """The answer to a request without "stream"."""
         found = [self._whole_choice(n, each) for n, each in enumerate(tokens)]
         frame = {**self._frame, "object": self.kind, "choices": found}
-        return {**frame, "usage": usage(streams, each), "timings": timings(streams[0])}
+        return {**frame, "usage": usage(streams, self.each), "timings": timings(streams[0])}
 
     def opening(self, count: int) -> Iterator[dict[str, Any]]:
         """The chunks before the first token."""
@@ -40,9 +41,9 @@ class Reply:
         if token.finish_reason:
             yield self._chunk(self._piece(choice, None, None, token.finish_reason)) | {"timings": timings(stream)}
 
-    def usage(self, counted: dict[str, int]) -> dict[str, Any]:
+    def usage(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """The chunk that has nothing but the count of tokens."""
-        return {**self._frame, "object": self.chunk_kind, "choices": [], "usage": counted}
+        return {**self._frame, "object": self.chunk_kind, "choices": [], "usage": usage(streams, self.each)}
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {**self._frame, "object": self.chunk_kind, "choices": [choice]}
@@ -103,8 +104,8 @@ class TextReply(Reply):
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
-    def __init__(self, model: str, tokenizer: Tokenizer, logprobs: bool) -> None:
-        super().__init__(model, tokenizer, logprobs)
+    def __init__(self, model: str, tokenizer: Tokenizer, logprobs: bool, each: int) -> None:
+        super().__init__(model, tokenizer, logprobs, each)
         self._offsets: dict[int, int] = {}  # of the next token in each choice's text
 
     def _whole_choice(self, n: int, tokens: list[Token]) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class StrictRoute(APIRoute):
             except RequestValidationError as error:
                 problem = problems.of_validation(error)
             except HTTPException as error:
+                if isinstance(error.__cause__, ClientDisconnect):  # before its body was complete
+                    return Response(status_code=_CLIENT_LEFT)
                 problem = problems.of_http(error, request)
             except Exception as error:
                 problem = problems.of(error)

@@ -53,7 +53,7 @@ def take_port(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise MachineError(f"{host}: no address of this machine ({reason(error)}); give another --host") from error
     try:
         if sys.platform != "win32":  # where it would let two servers share a port
@@ -163,8 +163,8 @@ class _Server(uvicorn.Server):
 
 
 def exit_now(service: Service) -> None:
-    """Leaves at once where a thread is still compiling, which the interpreter's own end would disturb."""
-    if service.loading:
+    """Leaves at once where a thread still compiles or computes, which the interpreter's own end would disturb."""
+    if service.running:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
