@@ -33,6 +33,9 @@ OUTSIDE = {
     "click": {"cli"},
     "matplotlib": {"cli"},
     "torch": {"backends"},
+    "fastapi": {"server", "web"},
+    "gradio": {"web"},
+    "starlette": {"server", "web"},
 }
 # These find a file of their own folder by its name: the folder is the registry.
 REGISTRIES = {"glmcpu", "glmcpu.formats", "glmcpu.models", "glmcpu.backends", "glmcpu.simd.isa"}
