@@ -39,6 +39,7 @@ CONTEXT = 1 << 20
 # conversation
 INPUT_BYTES = 1 << 20
 CONVERSATION_BYTES = 64 << 20
+PAGE_REQUEST_BYTES = 16 << 20  # all conversations a browser keeps, which is 5 MB in most
 
 # engine
 PARALLEL = 1024

@@ -33,8 +33,10 @@ OUTSIDE = {
     "click": {"cli"},
     "matplotlib": {"cli"},
     "torch": {"backends"},
-    **{name: {"server"} for name in ("fastapi", "fastapi_offline", "h11", "llguidance", "prometheus_client")},
-    **{name: {"server"} for name in ("pydantic", "pydantic_core", "starlette", "uvicorn")},
+    **{name: {"server"} for name in ("fastapi_offline", "h11", "llguidance", "prometheus_client")},
+    **{name: {"server"} for name in ("pydantic", "pydantic_core", "uvicorn")},
+    **{name: {"server", "web"} for name in ("fastapi", "starlette")},
+    "gradio": {"web"},
     "typing_extensions": {"generate", "model", "engine", "server"},  # for mypy alone: Python 3.10 has no Unpack
 }
 # These find a file of their own folder by its name: the folder is the registry.
