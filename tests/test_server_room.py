@@ -5,6 +5,8 @@ from typing import Any, cast
 
 import pytest
 
+pytest.importorskip("fastapi")
+
 from glmcpu.errors import BusyError
 from glmcpu.server.guard import App
 from glmcpu.server.problems import as_problems

@@ -43,9 +43,9 @@ def router(service: Service) -> APIRouter:
         options: Options = {"sampler": sampler, "max_new_tokens": room, "post": process_response}
         record = record_of(request.scope)
         record.texts["prompt"] = body.prompt
-        streams = service.submit([(ids, options)])
+        streams = record.streams = service.submit([(ids, options)])
         try:
-            (tokens,) = await choices.unless_left(request, choices.all_tokens(streams))
+            (tokens,) = await choices.unless_left(request, choices.all_tokens(streams, record))
         finally:
             choices.note(record, streams)
         response = record.texts["answer"] = "".join(token.text for token in tokens)
