@@ -111,14 +111,15 @@ class Engine:
             )
         stream = Stream(answer, need_bytes, self._leave)
         with self._changed:
-            if self._closing:
-                raise BusyError("the engine is shutting down; ask again when it is back")
-            used, ahead = self._used(), len(self._waiting)
-            if used + ahead >= self.places:
-                raise BusyError(f"{used} answers run and {ahead} requests wait, as many as may; ask again later")
+            self._check_room()
             self._waiting.append(stream)
             self._changed.notify_all()
         return stream
+
+    def check_room(self, coming: int = 0) -> None:
+        """Raises the BusyError that `submit` would raise when so many requests come first."""
+        with self._changed:
+            self._check_room(coming)
 
     def state(self) -> State:
         """How busy it is."""
@@ -143,6 +144,13 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_room(self, coming: int = 0) -> None:
+        if self._closing:
+            raise BusyError("the engine is shutting down; ask again when it is back")
+        used, ahead = self._used(), len(self._waiting) + coming
+        if used + ahead >= self.places:
+            raise BusyError(f"{used} answers run and {ahead} requests wait, as many as may; ask again later")
 
     def _used(self) -> int:
         """Answers that run, and the one whose prompt is read."""

@@ -6,5 +6,6 @@ app.py          all of it put together          service.py    the model while it
 openai_api.py   /v1/.., /tokenize, /health      official_api.py   POST /
 fields.py       what a request may say          conversation.py   messages to a prompt
 choices.py      answers as they come            json_answers.py   answers held to JSON
-problems.py     every refusal's shape             schemas.py        what answers look like, for /docs
+    room.py         refusals when all is taken      problems.py   every refusal's shape
+    schemas.py      what answers look like, for /docs
 """

@@ -1,6 +1,6 @@
 """All of the server as one ASGI application: who is let in, what is counted, which routes there are.
 
-    Telemetry -> Guard -> CORS -> FastAPI: /v1/.. , POST / , /tokenize , /health , /metrics , /docs (and /web)
+    Telemetry -> Guard -> CORS -> Room -> FastAPI: /v1/.. , POST / , /tokenize , /health , /metrics , /docs (and /web)
 
 Nothing is fetched from elsewhere: the pages under /docs bring their scripts along.
 """
@@ -20,6 +20,7 @@ from glmcpu.server import official_api, openai_api, problems
 from glmcpu.server.fields import DetokenizeRequest, TokenizeRequest
 from glmcpu.server.guard import App, Guard, Rules
 from glmcpu.server.problems import as_problems
+from glmcpu.server.room import Room
 from glmcpu.server.routes import StrictRoute, aside
 from glmcpu.server.schemas import REFUSED, TEXT, DetokenizeReply, Health, TokenizeReply, answered
 from glmcpu.server.service import Service
@@ -42,12 +43,12 @@ def build(service: Service, settings: Settings) -> App:
     """The application."""
     metrics = Metrics(lambda: _busy(service))
     inner = _routes(service, metrics, settings.web)
-    app: App = cast(App, inner)
+    app: App = Room(cast(App, inner), service)
     if settings.rules.origins:
         app = cast(
             App,
             CORSMiddleware(
-                inner,
+                cast(Any, app),
                 allow_origins=[*settings.rules.origins],
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],

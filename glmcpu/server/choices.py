@@ -18,17 +18,20 @@ from glmcpu.stream import Stream
 T = TypeVar("T")
 
 
-async def tokens_of(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Token]]:
-    """(number of the choice, token) as they come; raises Problem when an answer was cut off by the server's end."""
+async def tokens_of(streams: Sequence[Stream], record: Record | None = None) -> AsyncIterator[tuple[int, Token]]:
+    """(number of the choice, token) as they come.
+
+    Raises ClientDisconnect when the client has left, and Problem when an answer was cut off by the server's end.
+    """
     try:
         if len(streams) == 1:
             last = None
             async for last in streams[0]:
                 yield 0, last
-            _check_ended(last)
+            _check_ended(last, record)
             return
         arrived: asyncio.Queue[tuple[int, Token] | BaseException | None] = asyncio.Queue()
-        tasks = [asyncio.create_task(_feed(n, stream, arrived)) for n, stream in enumerate(streams)]
+        tasks = [asyncio.create_task(_feed(n, stream, arrived, record)) for n, stream in enumerate(streams)]
         left = len(tasks)
         while left:
             item = await arrived.get()
@@ -43,10 +46,10 @@ async def tokens_of(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Token
             stream.cancel()
 
 
-async def all_tokens(streams: Sequence[Stream]) -> list[list[Token]]:
+async def all_tokens(streams: Sequence[Stream], record: Record | None = None) -> list[list[Token]]:
     """The tokens of every choice."""
     tokens: list[list[Token]] = [[] for _ in streams]
-    async for choice, token in tokens_of(streams):
+    async for choice, token in tokens_of(streams, record):
         tokens[choice].append(token)
     return tokens
 
@@ -72,6 +75,8 @@ def note(record: Record, streams: Sequence[Stream], each: int = 1) -> None:
     if stream.first_s:
         record.figures |= {"first_ms": _ms(stream.asked_s, stream.first_s)}
         record.figures |= {"answer_ms": _ms(stream.first_s, stream.last_s)}
+    if record.left or (stream.cancelled and not stream.ended):
+        record.figures["left"] = True
 
 
 def usage(streams: Sequence[Stream], each: int = 1) -> dict[str, int]:
@@ -96,20 +101,22 @@ def timings(stream: Stream) -> dict[str, float]:
     }
 
 
-async def _feed(n: int, stream: Stream, arrived: "asyncio.Queue[Any]") -> None:
+async def _feed(n: int, stream: Stream, arrived: "asyncio.Queue[Any]", record: Record | None) -> None:
     try:
         last = None
         async for last in stream:
             arrived.put_nowait((n, last))
-        _check_ended(last)
+        _check_ended(last, record)
         arrived.put_nowait(None)
     except BaseException as error:
         arrived.put_nowait(error)
 
 
-def _check_ended(last: Token | None) -> None:
-    """A stream that just stops was cancelled, and not by us: the engine is closing."""
+def _check_ended(last: Token | None, record: Record | None) -> None:
+    """A stream that just stops was cancelled: because the client left, or else because the engine is closing."""
     if last is None or last.finish_reason is None:
+        if record and record.left:
+            raise ClientDisconnect
         raise Problem(503, "the server is shutting down and the answer was not finished", "shutting_down")
 
 

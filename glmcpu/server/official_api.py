@@ -44,9 +44,9 @@ def router(service: Service) -> APIRouter:
         options: Options = {"sampler": sampler, "max_new_tokens": room, "post": process_response}
         record = record_of(request.scope)
         record.texts["prompt"] = body.prompt
-        streams = service.submit([(ids, options)])
+        streams = record.streams = service.submit([(ids, options)])
         try:
-            (tokens,) = await choices.unless_left(request, choices.all_tokens(streams))
+            (tokens,) = await choices.unless_left(request, choices.all_tokens(streams, record))
         finally:
             choices.note(record, streams)
         record.figures["finish"] = tokens[-1].finish_reason

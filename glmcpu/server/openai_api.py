@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from glmcpu import limits
@@ -100,14 +100,14 @@ def router(service: Service) -> APIRouter:
 
 async def _answer(request: Request, body: Sampling, streams: Sequence[Stream], reply: Reply) -> Response:
     record = record_of(request.scope)
-    record.figures["stream"] = body.stream
+    record.streams, record.figures["stream"] = streams, body.stream
     if extra := ignored(getattr(request, "_json", None), type(body)):
         record.figures["ignored"] = [printable(name, 40) for name in extra[:8]]
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return _EventResponse(_events(streams, reply, record, with_usage), streams, record, reply.each)
     try:
-        tokens = await choices.unless_left(request, choices.all_tokens(streams))
+        tokens = await choices.unless_left(request, choices.all_tokens(streams, record))
     finally:
         choices.note(record, streams, reply.each)
     record.figures["finish"] = tokens[0][-1].finish_reason
@@ -144,12 +144,14 @@ async def _events(streams: Sequence[Stream], reply: Reply, record: Record, with_
     try:
         for data in reply.opening(len(streams)):
             yield event(data)
-        async for choice, token in choices.tokens_of(streams):
+        async for choice, token in choices.tokens_of(streams, record):
             said.append(token.text if choice == 0 else "")
             for data in reply.chunks(choice, token, streams[choice]):
                 yield event(data)
             if token.finish_reason and choice == 0:
                 record.figures["finish"] = token.finish_reason
+    except ClientDisconnect:
+        return
     except Exception as error:
         problem = problems.of(error)
         if problem.status_code == 500:

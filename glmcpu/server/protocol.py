@@ -3,13 +3,14 @@
     connected .. head complete    10 s, else 408        answer not read for 60 s   connection dropped
     head .. body complete         30 s, else 408        idle between requests      uvicorn's keep-alive time
 
-A dropped connection is a client that left: its answers are cancelled as for any other.
+A dropped connection is a client that left: its answers are cancelled as for any other, and at once. The application
+notices only some turns of the event loop later, in which the engine would go on.
 """
 
 import asyncio
 import json
 import sys
-from typing import Any
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from glmcpu import limits
 from glmcpu.server.guard import head_too_large
 from glmcpu.server.problems import Problem
+from glmcpu.server.telemetry import Record
 
 
 class BoundedProtocol(H11Protocol):
@@ -37,7 +39,12 @@ class BoundedProtocol(H11Protocol):
         transport.set_write_buffer_limits(high=0)
         self._watch()
 
+    def eof_received(self) -> None:
+        super().eof_received()
+        self._leave()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
         self._unwatch()
         if self._stall:
             self._stall.cancel()
@@ -70,6 +77,12 @@ class BoundedProtocol(H11Protocol):
             self._refuse(head_too_large())
         else:
             self._refuse(Problem(400, "this is not valid HTTP/1.1", "invalid_http"))
+
+    def _leave(self) -> None:
+        """Tells the request under way, if any, that nobody waits for it any more."""
+        record: Record | None = cast(Any, self.scope or {}).get("glmcpu.record")
+        if record and not self.cycle.response_complete:
+            record.leave()
 
     def _watch(self) -> None:
         """Sets the deadline of the phase that the client is in, once for each phase."""

@@ -81,6 +81,11 @@ class Service:
         except Problem as problem:
             raise BusyError(problem.message) from problem
 
+    def check_room(self, coming: int) -> None:
+        """Raises the Problem that a request for an answer would end with when so many come first."""
+        with as_problems():
+            self.engine.check_room(coming)
+
     def submit(self, requests: "Sequence[tuple[list[int], Options]]") -> list[Stream]:
         """Asks for several answers, all of them or none."""
         engine, streams = self.engine, list[Stream]()

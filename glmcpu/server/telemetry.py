@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from glmcpu.errors import printable
 from glmcpu.server.guard import App, Message, Receive, Scope, Send
+from glmcpu.stream import Stream
 
 PATHS = frozenset(
     {
@@ -37,6 +38,14 @@ class Record:
     status: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
     texts: dict[str, Any] = field(default_factory=dict)
+    streams: Sequence[Stream] = ()
+    left: bool = False
+
+    def leave(self) -> None:
+        """The client has gone: what is made for it ends now, while the news still travels through the application."""
+        self.left = True
+        for stream in self.streams:
+            stream.cancel()
 
 
 def record_of(scope: Scope) -> Record:

@@ -1,0 +1,44 @@
+"""Whether there is room for one more answer: asked when a request's head is there, before anything of it is read.
+
+A burst of a thousand requests then costs little more than a thousand heads, and the refusals do not wait until those
+that are let in have been read.
+"""
+
+import asyncio
+
+from glmcpu.server.guard import App, Receive, Scope, Send
+from glmcpu.server.problems import Problem
+from glmcpu.server.service import Service
+from glmcpu.server.telemetry import record_of
+
+ANSWERS = frozenset({"/", "/v1/chat/completions", "/v1/completions"})
+
+
+class Room:
+    """ASGI: refuses what could not be answered now, and lets in the others one at a time.
+
+    A refusal leaves the connection open, and the body is read and dropped: who is still sending would miss the answer.
+    """
+
+    def __init__(self, app: App, service: Service) -> None:
+        self._app, self._service = app, service
+        self._door, self._coming = asyncio.Lock(), 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ANSWERS:
+            try:
+                self._service.check_room(self._coming)
+                await self._enter()
+            except Problem as problem:
+                record_of(scope).figures["error"] = problem.code
+                app = problem.response(legacy=scope["path"] == "/")
+        await app(scope, receive, send)
+
+    async def _enter(self) -> None:
+        self._coming += 1
+        try:
+            async with self._door:
+                await asyncio.sleep(0)  # what else is due on the loop comes first
+        finally:
+            self._coming -= 1

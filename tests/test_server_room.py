@@ -1,0 +1,97 @@
+"""Requests that find no place are refused by their heads, and those let in do not hold up the refusals."""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from glmcpu.errors import BusyError
+from glmcpu.server.guard import App
+from glmcpu.server.problems import as_problems
+from glmcpu.server.room import ANSWERS, Room
+from glmcpu.server.service import Service
+from glmcpu.server.telemetry import Record
+
+
+class _Places:
+    """A service with so many places; one that is let in takes its place when the app runs."""
+
+    def __init__(self, places: int) -> None:
+        self.places, self.events = places, list[str]()
+
+    def check_room(self, coming: int) -> None:
+        with as_problems():
+            if self.places <= coming:
+                raise BusyError("all places are taken")
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.places -= 1
+        self.events.append("in")
+
+
+def _room(service: _Places) -> Room:
+    return Room(cast(App, service.app), cast(Service, service))
+
+
+def _scope(path: str = "/v1/chat/completions", method: str = "POST") -> dict[str, Any]:
+    return {"type": "http", "method": method, "path": path, "headers": [], "glmcpu.record": Record()}
+
+
+async def _nothing() -> Any:
+    raise AssertionError("the body was read")
+
+
+@pytest.mark.parametrize("path", sorted(ANSWERS))
+def test_without_a_place_a_request_is_refused_unread(path: str) -> None:
+    service, sent, scope = _Places(0), list[Any](), _scope(path)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(_room(service)(scope, _nothing, send))
+    assert sent[0]["status"] == 429
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    assert b"connection" not in dict(sent[0]["headers"])
+    assert b"all places are taken" in sent[1]["body"]
+    assert (b'"status":429' in sent[1]["body"]) == (path == "/")
+    assert scope["glmcpu.record"].figures == {"error": "server_busy"}
+    assert service.events == []
+
+
+@pytest.mark.parametrize(("path", "method"), [("/health", "GET"), ("/", "GET"), ("/tokenize", "POST")])
+def test_what_asks_for_no_answer_needs_no_place(path: str, method: str) -> None:
+    service = _Places(0)
+    asyncio.run(_room(service)(_scope(path, method), _nothing, cast(Any, _nothing)))
+    assert service.events == ["in"]
+
+
+def test_of_a_burst_the_refusals_come_first_and_just_as_many_are_let_in_as_there_are_places() -> None:
+    service = _Places(3)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            service.events.append("refused")
+
+    async def burst() -> None:
+        room = _room(service)
+        await asyncio.gather(*(room(_scope(), _nothing, send) for _ in range(10)))
+
+    asyncio.run(burst())
+    assert service.events == ["refused"] * 7 + ["in"] * 3
+
+
+def test_one_that_leaves_while_it_waits_to_be_let_in_keeps_no_place() -> None:
+    service = _Places(2)
+
+    async def leave() -> None:
+        room = _room(service)
+        first, second = (asyncio.create_task(room(_scope(), _nothing, cast(Any, _nothing))) for _ in range(2))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        await room(_scope(), _nothing, cast(Any, _nothing))
+
+    asyncio.run(leave())
+    assert service.events == ["in", "in"]
