@@ -295,7 +295,7 @@ def test_a_failure_in_a_stream_is_an_event_and_no_done_follows(gated: tuple[Gate
 def test_line_ends_of_all_kinds_stay_inside_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "a\n\ndata: [DONE]\n\n\u2028\u2029\x85\x00\r\n</script>"
 
-    async def one(streams: Any) -> Any:
+    async def one(streams: Any, record: Any) -> Any:
         from glmcpu import Token
 
         streams[0].cancel()

@@ -102,7 +102,7 @@ def test_a_client_that_left_is_noted(lines: Any, caplog: pytest.LogCaptureFixtur
             wait_until(lambda: any(line["path"] == CHAT for line in logged(caplog)), "the line")
             (line,) = [line for line in logged(caplog) if line["path"] == CHAT]
             assert line["status"] == status
-            assert line.get("left", False) is stream
+            assert line["left"] is True
             assert "finish" not in line
 
 
