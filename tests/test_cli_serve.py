@@ -76,7 +76,7 @@ def test_a_signal_while_the_model_loads_ends_it_at_once(number: signal.Signals) 
         url = server.url
         wait_until(lambda: b"model_loading" in health(url), "listening")
         server.child.send_signal(number)
-        ended_well(server, within_s=5)
+        ended_well(server, within_s=9)
 
 
 def health(url: str) -> bytes:
@@ -111,7 +111,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
             wait_until(lambda: refused(url), "closing the port")
             assert server.child.poll() is None
             server.child.send_signal(signal.SIGTERM)
-            ended_well(server, within_s=5)
+            ended_well(server, within_s=9)
 
 
 @POSIX
