@@ -66,6 +66,7 @@ def test_a_header_that_may_stand_once_is_refused_twice(name: str) -> None:
 async def status_of(headers: list[tuple[bytes, bytes]], rules: Rules) -> int:
     """Of a request with just these headers, some of which no client library sends."""
     scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "scheme": "http", "headers": headers}
+    scope["http_version"] = "1.1"
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:

@@ -64,9 +64,11 @@ class Guard:
 
     def _check(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         rules = self._rules
+        if scope["http_version"] not in ("1.0", "1.1"):  # the preface of HTTP/2 looks like a request
+            raise Problem(400, "this is not valid HTTP/1.1", "invalid_http", headers={"Connection": "close"})
         if len(headers) > limits.HTTP_HEADERS:
             raise Problem(431, f"more than {limits.HTTP_HEADERS} headers; send fewer", "too_many_headers")
-        line = len(scope["path"]) + len(scope["query_string"])
+        line = len(scope["method"]) + len(scope["path"]) + len(scope["query_string"])
         if line + sum(len(name) + len(value) for name, value in headers) > limits.HTTP_HEAD_BYTES:
             raise head_too_large()  # h11 counts only a head that came in pieces
         if rules.connections() > limits.HTTP_CONNECTIONS:

@@ -40,6 +40,10 @@ def check_address(host: str, api_key: str, origins: tuple[str, ...]) -> None:
         raise UsageError(
             f"--host {host}: other machines could use the server; set GLMCPU_API_KEY or --api-key, or leave --host out"
         )
+    if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise UsageError(
+            "the API key has characters that a header cannot carry; use letters, digits and signs of ASCII"
+        )
     for origin in origins:
         scheme, _, rest = origin.partition("://")
         if origin == "*" and not api_key:

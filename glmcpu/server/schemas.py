@@ -114,7 +114,7 @@ class ModelList(BaseModel):
 
 class OfficialReply(BaseModel):
     response: str
-    history: list[tuple[str, str]]
+    history: list[list[str]]
     status: Literal[200]
     time: str
 
