@@ -43,6 +43,10 @@ async def _nothing() -> Any:
     raise AssertionError("the body was read")
 
 
+async def _body() -> Any:
+    return {"type": "http.request", "body": b"{}", "more_body": False}
+
+
 @pytest.mark.parametrize("path", sorted(ANSWERS))
 def test_without_a_place_a_request_is_refused_unread(path: str) -> None:
     service, sent, scope = _Places(0), list[Any](), _scope(path)
@@ -76,7 +80,7 @@ def test_of_a_burst_the_refusals_come_first_and_just_as_many_are_let_in_as_there
 
     async def burst() -> None:
         room = _room(service)
-        await asyncio.gather(*(room(_scope(), _nothing, send) for _ in range(10)))
+        await asyncio.gather(*(room(_scope(), _body, send) for _ in range(10)))
 
     asyncio.run(burst())
     assert service.events == ["refused"] * 7 + ["in"] * 3
@@ -87,11 +91,50 @@ def test_one_that_leaves_while_it_waits_to_be_let_in_keeps_no_place() -> None:
 
     async def leave() -> None:
         room = _room(service)
-        first, second = (asyncio.create_task(room(_scope(), _nothing, cast(Any, _nothing))) for _ in range(2))
+        first, second = (asyncio.create_task(room(_scope(), _body, cast(Any, _nothing))) for _ in range(2))
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
-        await room(_scope(), _nothing, cast(Any, _nothing))
+        await room(_scope(), _body, cast(Any, _nothing))
 
     asyncio.run(leave())
     assert service.events == ["in", "in"]
+
+
+def test_one_that_sends_its_body_slowly_keeps_no_place_and_the_app_gets_all_of_it() -> None:
+    service, got = _Places(1), list[Any]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await service.app(scope, receive, send)
+        got.append([await receive() for _ in range(3)])
+
+    async def dawdle() -> None:
+        parts: asyncio.Queue[Any] = asyncio.Queue()
+        room = Room(cast(App, app), cast(Service, service))
+        slow = asyncio.create_task(room(_scope(), parts.get, cast(Any, _nothing)))
+        await asyncio.sleep(0)
+        parts.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+        await _room(service)(_scope(), _body, cast(Any, _nothing))
+        assert service.events == ["in"]
+        service.places += 1
+        parts.put_nowait({"type": "http.request", "body": b"}", "more_body": False})
+        parts.put_nowait({"type": "http.disconnect"})
+        await slow
+
+    asyncio.run(dawdle())
+    assert [message.get("body") for message in got[0]] == [b"{", b"}", None]
+
+
+def test_a_place_that_was_taken_while_the_body_came_is_not_given_twice() -> None:
+    service, sent = _Places(1), list[Any]()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def overtaken() -> Any:
+        service.places = 0
+        return await _body()
+
+    asyncio.run(_room(service)(_scope(), overtaken, send))
+    assert sent[0]["status"] == 429
+    assert service.events == []

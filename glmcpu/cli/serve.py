@@ -135,7 +135,7 @@ def run(
 
     server.serve(service, Settings(rules, log_text, web), taken, ready=ready)
     terminal.note("ended")
-    server.exit_now(service)
+    server.exit_now()
 
 
 def _engine(path: "Path", parallel: int, queue: int, **loading: Any) -> "Engine":

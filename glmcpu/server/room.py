@@ -1,12 +1,12 @@
-"""Whether there is room for one more answer: asked when a request's head is there, before anything of it is read.
+"""Whether there is room for one more answer: asked when a request's head is there, and again when all of it is.
 
 A burst of a thousand requests then costs little more than a thousand heads, and the refusals do not wait until those
-that are let in have been read.
+that are let in have been understood.
 """
 
 import asyncio
 
-from glmcpu.server.guard import App, Receive, Scope, Send
+from glmcpu.server.guard import App, Message, Receive, Scope, Send
 from glmcpu.server.problems import Problem
 from glmcpu.server.service import Service
 from glmcpu.server.telemetry import record_of
@@ -25,15 +25,17 @@ class Room:
         self._door, self._coming = asyncio.Lock(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
+        app, read = self._app, receive
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ANSWERS:
             try:
+                self._service.check_room(self._coming)
+                read = await _whole(receive)  # one that dawdles over its body keeps no place meanwhile
                 self._service.check_room(self._coming)
                 await self._enter()
             except Problem as problem:
                 record_of(scope).figures["error"] = problem.code
                 app = problem.response(legacy=scope["path"] == "/")
-        await app(scope, receive, send)
+        await app(scope, read, send)
 
     async def _enter(self) -> None:
         self._coming += 1
@@ -42,3 +44,16 @@ class Room:
                 await asyncio.sleep(0)  # what else is due on the loop comes first
         finally:
             self._coming -= 1
+
+
+async def _whole(receive: Receive) -> Receive:
+    """Waits for all of the body; gives what says it again."""
+    messages = [await receive()]
+    while messages[-1].get("more_body"):
+        messages.append(await receive())
+    coming = iter(messages)
+
+    async def again() -> Message:
+        return next(coming, None) or await receive()
+
+    return again

@@ -166,13 +166,12 @@ class _Server(uvicorn.Server):
             self._closer.start()
 
 
-def exit_now(service: Service) -> None:
-    """Leaves at once where a thread still compiles or computes, which the interpreter's own end would disturb."""
-    if service.running:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(0)
+def exit_now() -> None:
+    """Ends the process: the interpreter's own end takes up to a second, and would disturb a thread that compiles."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(0)
 
 
 def _raise_descriptor_limit() -> None:
