@@ -83,8 +83,12 @@ async def answers(
         text.finish()
         yield [_said(text.text)], _figures(stats, words)
     except GlmcpuError as error:
-        why = words["later" if isinstance(error, BusyError) else "no_answer"].format(reason=error)
-        yield [{**_said(""), "metadata": {"title": why, "status": "done"}}], ""
+        yield [{**_said(""), "metadata": {"title": no_answer(error, words), "status": "done"}}], ""
+
+
+def no_answer(error: GlmcpuError, words: Words) -> str:
+    """Why there is none, in a sentence."""
+    return words["later" if isinstance(error, BusyError) else "no_answer"].format(reason=error)
 
 
 def _said(text: str) -> Message:
