@@ -177,6 +177,11 @@ def test_what_cannot_be_answered_is_a_note_with_the_reason(
     assert reason in why(last)
 
 
+def test_an_empty_question_is_not_asked(engine: Engine, script: Script) -> None:
+    assert why(shown(lambda: engine, " \n")[-1]) == "No answer: the question is empty; type one."
+    assert not script.prompts
+
+
 def test_a_model_without_a_tokenizer_is_a_note(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.model, "tokenizer", None)
     assert "holds no tokenizer" in why(shown(lambda: engine, "hello")[-1])

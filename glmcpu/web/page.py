@@ -73,6 +73,7 @@ def build(engine: Callable[[], Engine]) -> gr.ChatInterface:
             render=False,
         ),
         textbox=gr.Textbox(placeholder=SAY("ask"), autofocus=True, submit_btn=True, stop_btn=True, render=False),
+        validator=lambda text: gr.validate(bool(text.strip()), ""),  # an empty box is not sent
         editable=True,
         examples=[[text] for text in EXAMPLES],
         run_examples_on_click=False,
