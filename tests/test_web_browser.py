@@ -1,25 +1,17 @@
 """The web page in a real Chromium, headless: what a person does on it, and what it must never do."""
 
 import contextlib
-import os
-import shutil
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from scripted import Script, scripted
+from web_host import CHROMIUM, answered, ask, browser, served, until
 
 from glmcpu import BusyError, Engine, Sampler, Stream
 
-gradio = pytest.importorskip("gradio", reason="the page needs pip install 'glmcpu[web]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by pip install playwright")
-fastapi, uvicorn, web = map(import_module, ("fastapi", "uvicorn", "glmcpu.web"))
-
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+pytest.importorskip("gradio", reason="the page needs pip install 'glmcpu[web]'")
+expect = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the browser").expect
 if not CHROMIUM:
     pytest.skip("there is no Chromium here to open the page in", allow_module_level=True)
 
@@ -49,18 +41,10 @@ class Host:
         return self.engine.state().running == 0
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for what another process brings about."""
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
     model, script = scripted()
-    with Engine(model) as engine, socket.socket() as listening, pytest.MonkeyPatch.context() as patch:
+    with Engine(model) as engine, pytest.MonkeyPatch.context() as patch:
         patch.setattr("glmcpu.web.answer.SHOWN_EVERY_S", 0.0)
         host = Host(engine, script)
         submit = engine.submit
@@ -70,115 +54,95 @@ def host() -> Iterator[Host]:
             host.streams.append(submit(ids, **options))
             return host.streams[-1]
 
-        engine.submit = watched  # type: ignore[method-assign]
-        listening.bind(("127.0.0.1", 0))
-        host.url = f"http://127.0.0.1:{listening.getsockname()[1]}/web/"
-        app = web.mount(fastapi.FastAPI(), host.running_engine)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        until(lambda: server.started)
-        yield host
+        patch.setattr(engine, "submit", watched)
+        with served(host.running_engine) as host.url:
+            yield host
         script.let_go()
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def context(chromium: Any) -> Iterator[Any]:
+    """What pages share: the scripts that were loaded once."""
+    with contextlib.closing(chromium.new_context(locale="en-US")) as context:
+        yield context
 
 
 @pytest.fixture
-def opened(host: Host, chromium: Any) -> Iterator[Callable[..., Any]]:
-    """opened(locale): the page in a browser that has never seen it."""
-    with contextlib.ExitStack() as contexts:
-
-        def open_page(locale: str = "en-US") -> Any:
-            context = contexts.enter_context(contextlib.closing(chromium.new_context(locale=locale)))
-            page = context.new_page()
-            page.goto(host.url)
-            page.locator(".about p").wait_for()
-            return page
-
-        host.script.let_go()
-        host.script.prompts.clear()
-        host.script.answer = "I am a small model."
-        yield open_page
-        host.script.let_go()
+def page(host: Host, context: Any) -> Iterator[Any]:
+    """The page as who has never seen it gets it."""
+    page = opened(host, context)
+    yield page
+    host.script.let_go()
     until(host.idle)
+    for left in context.pages:
+        left.evaluate("localStorage.clear()")
+        left.close()
 
 
-def ask(page: Any, question: str) -> None:
-    box = page.get_by_test_id("textbox").last
-    box.fill(question)
-    box.press("Enter")
-
-
-def answered(page: Any, text: str, rounds: int = 1) -> None:
-    """Waits for this answer, and then for the box to take the next question."""
-    playwright.expect(page.get_by_test_id("bot")).to_have_count(rounds)
-    playwright.expect(page.get_by_test_id("bot").last).to_have_text(text)
-    ready(page)
-
-
-def ready(page: Any) -> None:
-    page.locator("button.submit-button").wait_for()
-    playwright.expect(page.get_by_test_id("textbox").last).to_be_enabled()
+def opened(host: Host, context: Any) -> Any:
+    host.script.let_go()
+    host.script.prompts.clear()
+    host.script.answer = "I am a small model."
+    page = context.new_page()
+    page.goto(host.url)
+    page.locator(".about p").wait_for()
+    return page
 
 
 def stop(page: Any) -> None:
     page.locator("button.stop-button").click()
-    ready(page)
+    answered(page)
 
 
-def test_an_answer_streams_can_be_had_again_and_is_found_after_a_reload(host: Host, opened: Callable[..., Any]) -> None:
-    page, script, expect = opened(), host.script, playwright.expect
+def test_an_answer_streams_can_be_had_again_and_is_found_after_a_reload(host: Host, page: Any) -> None:
+    script = host.script
     script.answer = "one two three four"
     script.hold()
     script.let("one two three")
+    ask(page, " ")  # is not sent
     ask(page, "count")
     expect(page.get_by_test_id("bot")).to_have_text("one two three")
     script.let_go()
     answered(page, "one two three four")
     expect(page.locator(".figures").first).to_contain_text("tokens/s")
 
+    saved = page.get_by_test_id("dataset-cell-0-0")
+    expect(saved).to_have_text("count")
+    page.reload()
+    saved.click()
+    expect(page.get_by_test_id("bot")).to_have_text("one two three four")
+    ask(page, "and on")
+    answered(page, "one two three four", rounds=2)
+    assert script.prompts[1:] == ["[Round 0]\n问:count\n答:one two three four\n[Round 1]\n问:and on\n答:"]
+
     script.answer = "uno dos tres"
     page.get_by_role("button", name="Retry").click()
-    answered(page, "uno dos tres")
-    assert script.prompts == ["count", "count"]
-    ask(page, "and on")
     answered(page, "uno dos tres", rounds=2)
-    assert script.prompts[-1] == "[Round 0]\n问:count\n答:uno dos tres\n[Round 1]\n问:and on\n答:"
+    assert script.prompts[1:] == script.prompts[1:2] * 2
 
     page.get_by_role("button", name="Undo").click()
     expect(page.get_by_test_id("bot")).to_have_count(1)
     expect(page.get_by_test_id("textbox").last).to_have_value("and on")
     expect(page.locator(".figures").first).to_have_text("")
-    saved = page.get_by_test_id("dataset-cell-0-0")
-    expect(saved).to_have_text("count")
-    page.reload()
-    saved.click()
-    expect(page.get_by_test_id("bot")).to_have_text("uno dos tres")
-    ask(page, "last")
-    answered(page, "uno dos tres", rounds=2)
-    assert script.prompts[-1].startswith("[Round 0]\n问:count\n")
 
     page.get_by_role("button", name="Clear").click()
     expect(page.get_by_test_id("bot")).to_have_count(0)
     expect(saved).to_have_count(0)
 
 
-def test_stop_ends_an_answer_and_keeps_its_beginning(host: Host, opened: Callable[..., Any]) -> None:
-    page, script = opened(), host.script
+def test_stop_ends_an_answer_and_keeps_its_beginning(host: Host, page: Any) -> None:
+    script = host.script
     script.answer = "word " * 500
     script.hold()
     script.let("word word word")
     ask(page, "talk")
-    playwright.expect(page.get_by_test_id("bot")).to_have_text("word word word")
+    expect(page.get_by_test_id("bot")).to_have_text("word word word")
     stop(page)
     script.let_go()
     until(host.idle)
@@ -188,8 +152,8 @@ def test_stop_ends_an_answer_and_keeps_its_beginning(host: Host, opened: Callabl
     assert script.prompts[-1] == "[Round 0]\n问:talk\n答:word word word\n[Round 1]\n问:still there?\n答:"
 
 
-def test_a_question_can_be_edited_and_its_answer_stopped(host: Host, opened: Callable[..., Any]) -> None:
-    page, script = opened(), host.script
+def test_a_question_can_be_edited_and_its_answer_stopped(host: Host, page: Any) -> None:
+    script = host.script
     ask(page, "first")
     answered(page, script.answer)
     script.answer = "word " * 500
@@ -198,7 +162,7 @@ def test_a_question_can_be_edited_and_its_answer_stopped(host: Host, opened: Cal
     page.get_by_role("button", name="Edit").click()
     page.locator("textarea:visible").first.fill("second")
     page.get_by_role("button", name="Submit").click()
-    playwright.expect(page.get_by_test_id("bot")).to_have_text("word word")
+    expect(page.get_by_test_id("bot")).to_have_text("word word")
     stop(page)
     script.let_go()
     until(host.idle)
@@ -208,24 +172,23 @@ def test_a_question_can_be_edited_and_its_answer_stopped(host: Host, opened: Cal
     assert script.prompts[1:] == ["second", "[Round 0]\n问:second\n答:word word\n[Round 1]\n问:third\n答:"]
 
 
-def test_the_sliders_reach_the_engine(host: Host, opened: Callable[..., Any]) -> None:
-    page = opened()
+def test_the_sliders_reach_the_engine(host: Host, page: Any) -> None:
     page.get_by_text("Settings").click()
     slider = page.get_by_label("range slider for Temperature")
-    playwright.expect(slider).to_have_value("0.95")
+    expect(slider).to_have_value("0.95")
     slider.press("Home")
     ask(page, "hello")
     answered(page, host.script.answer)
     assert host.samplers[-1].temperature == 0
 
 
-def test_who_leaves_stops_the_answer(host: Host, opened: Callable[..., Any]) -> None:
-    page, script = opened(), host.script
+def test_who_leaves_stops_the_answer(host: Host, page: Any) -> None:
+    script = host.script
     script.answer = "word " * 1900
     script.hold()
     script.let("word word")
     ask(page, "talk")
-    playwright.expect(page.get_by_test_id("bot")).to_have_text("word word")
+    expect(page.get_by_test_id("bot")).to_have_text("word word")
     page.close()
 
     def ended() -> bool:
@@ -236,7 +199,7 @@ def test_who_leaves_stops_the_answer(host: Host, opened: Callable[..., Any]) -> 
     assert host.streams[-1].cancelled
 
 
-def test_the_page_asks_no_other_machine_and_may_not(host: Host, chromium: Any, opened: Callable[..., Any]) -> None:
+def test_the_page_asks_no_other_machine_and_may_not(host: Host, chromium: Any) -> None:
     asked: list[str] = []
     broken: list[str] = []
     with contextlib.closing(chromium.new_context()) as context:
@@ -252,19 +215,18 @@ def test_the_page_asks_no_other_machine_and_may_not(host: Host, chromium: Any, o
         ask(page, "hello")
         page.locator("pre code").wait_for()
         page.locator(".katex").first.wait_for()
-        ready(page)
+        answered(page)
         site = host.url.removesuffix("web/")
         assert page.evaluate("refused") == []
         assert sum(url.startswith(site) for url in asked) > 10
         assert [url for url in asked if not url.startswith((site, "data:"))] == []
         page.evaluate("fetch('https://example.com/').catch(() => 0)")
         page.evaluate("document.body.append(Object.assign(new Image(), {src: 'https://example.com/x.png'}))")
-        page.wait_for_function("refused.length == 2")
+        until(lambda: len(page.evaluate("refused")) == 2)  # the policy forbids wait_for_function, which is eval
     assert not broken
 
 
-def test_an_answer_is_markdown_with_code_and_formulas(host: Host, opened: Callable[..., Any]) -> None:
-    page, expect = opened(), playwright.expect
+def test_an_answer_is_markdown_with_code_and_formulas(host: Host, page: Any) -> None:
     host.script.answer = (
         "**你好**\n\n```python\ndef add(a, b):\n    return a + b\n```\n\n$$x^2$$ \\(y\\)\n\n- one\n- two"
     )
@@ -275,43 +237,43 @@ def test_an_answer_is_markdown_with_code_and_formulas(host: Host, opened: Callab
     expect(answer.locator("button[title*=opy]")).to_have_count(1)
     expect(answer.locator(".katex")).to_have_count(2)
     expect(answer.locator("li")).to_have_text(["one", "two"])
-    ready(page)
+    answered(page)
 
 
-def test_an_answer_cannot_act_in_the_page(host: Host, opened: Callable[..., Any]) -> None:
-    page = opened()
+def test_an_answer_cannot_act_in_the_page(host: Host, page: Any) -> None:
     host.script.answer = f"{ATTACKS}\n\nthe end"
     ask(page, ATTACKS)
     page.get_by_test_id("bot").get_by_text("the end").wait_for()
-    ready(page)
+    answered(page)
     messages = page.locator("[data-testid=bot], [data-testid=user]")
     assert messages.count() == 2
     bad = "script, iframe, style, [onerror], [onload], [ontoggle], [srcdoc], [href^='javascript:' i]"
-    playwright.expect(messages.locator(bad)).to_have_count(0)
+    expect(messages.locator(bad)).to_have_count(0)
     for link in messages.get_by_text("click").all():
         link.click(no_wait_after=True)
     page.evaluate(
         "window.refused = []; addEventListener('securitypolicyviolation', e => refused.push(e.violatedDirective))"
     )
     messages.get_by_role("button", name="send").last.click(no_wait_after=True)
-    page.wait_for_function("refused.includes('form-action')")  # forms stay, and go nowhere
+    until(lambda: "form-action" in page.evaluate("refused"))  # forms stay, and go nowhere
     assert page.evaluate("window.hacked") is None
     assert page.url == host.url
 
 
-def test_the_page_speaks_chinese_to_a_chinese_browser(host: Host, opened: Callable[..., Any]) -> None:
-    page = opened("zh-CN")
-    page.get_by_text("设置").wait_for()
-    page.get_by_role("button", name="新对话").wait_for()
-    host.script.answer = "你好,再见"
-    ask(page, "你好")
-    answered(page, "你好，再见")
-    playwright.expect(page.locator(".figures").first).to_contain_text("个 token")
+def test_the_page_speaks_chinese_to_a_chinese_browser(host: Host, chromium: Any) -> None:
+    with contextlib.closing(chromium.new_context(locale="zh-CN")) as context:
+        page = opened(host, context)
+        page.get_by_text("设置").wait_for()
+        page.get_by_role("button", name="新对话").wait_for()
+        host.script.answer = "你好,再见"
+        ask(page, "你好")
+        answered(page, "你好，再见")
+        expect(page.locator(".figures").first).to_contain_text("个 token")
 
 
-def test_while_the_model_loads_the_page_says_so_and_then_goes_on(host: Host, opened: Callable[..., Any]) -> None:
+def test_while_the_model_loads_the_page_says_so_and_then_goes_on(host: Host, page: Any) -> None:
     host.loading = "the model is being loaded; ask again in a moment"
-    page, expect = opened(), playwright.expect
+    page.reload()
     about = page.locator(".about").first
     expect(about).to_have_text(f"Not now: {host.loading}.")
     ask(page, "hello")

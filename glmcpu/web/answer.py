@@ -14,7 +14,7 @@ from typing import Any
 
 from glmcpu.chat import Stats, check_count
 from glmcpu.engine import Engine
-from glmcpu.errors import BusyError, GlmcpuError
+from glmcpu.errors import BusyError, GlmcpuError, UsageError
 from glmcpu.rounds import Round, TextModel, check_text, fit_prompt, require_tokenizer
 from glmcpu.sampling import Sampler
 from glmcpu.tokenizers.prompt import process_response
@@ -59,6 +59,8 @@ async def answers(
         engine = find_engine()
         model: TextModel = engine.model
         require_tokenizer(model)
+        if not question.strip():
+            raise UsageError("the question is empty; type one")
         sampler = Sampler(temperature=temperature, top_p=top_p) if top_p and temperature else Sampler(temperature=0)
         longest = min(check_count(max_length, "maximum length"), model.context)
         # In a thread, so that other answers go on: for a long conversation this takes a while.
@@ -83,8 +85,12 @@ async def answers(
         text.finish()
         yield [_said(text.text)], _figures(stats, words)
     except GlmcpuError as error:
-        why = words["later" if isinstance(error, BusyError) else "no_answer"].format(reason=error)
-        yield [{**_said(""), "metadata": {"title": why, "status": "done"}}], ""
+        yield [{**_said(""), "metadata": {"title": no_answer(error, words), "status": "done"}}], ""
+
+
+def no_answer(error: GlmcpuError, words: Words) -> str:
+    """Why there is none, in a sentence."""
+    return words["later" if isinstance(error, BusyError) else "no_answer"].format(reason=error)
 
 
 def _said(text: str) -> Message:

@@ -31,7 +31,7 @@ class Guard:
     """ASGI middleware for everything under `path`; of the rest of the server it knows nothing."""
 
     def __init__(self, app: ASGIApp, path: str) -> None:
-        self._app, self._path = app, path
+        self._app, self._path = app, path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")

@@ -7,16 +7,16 @@ import gradio as gr
 from gradio.events import Dependency
 
 from glmcpu.engine import Engine
-from glmcpu.errors import BusyError
+from glmcpu.errors import BusyError, GlmcpuError
 from glmcpu.web import words
-from glmcpu.web.answer import Message, Shown, answers
+from glmcpu.web.answer import Message, Shown, answers, no_answer
 
 EXAMPLES = ("你好", "晚上睡不着应该怎么办", "Hello! Who are you?", "What is 45 + 38?")
 LATEX = (("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False))
 LONGEST, LENGTH = 4096, 2048
 CHECK_EVERY_S = 1.0  # whether the model is loaded by now
 
-SAY = gr.I18n(en=words.ENGLISH, **{"zh-CN": words.CHINESE})
+SAY = gr.I18n(en=words.ENGLISH, **dict.fromkeys(("zh-CN", "zh-TW"), words.CHINESE))
 # Fonts by name, from the machine: Gradio's own themes fetch theirs from elsewhere.
 THEME = gr.themes.Soft(
     primary_hue="indigo",
@@ -73,6 +73,7 @@ def build(engine: Callable[[], Engine]) -> gr.ChatInterface:
             render=False,
         ),
         textbox=gr.Textbox(placeholder=SAY("ask"), autofocus=True, submit_btn=True, stop_btn=True, render=False),
+        validator=lambda text: gr.validate(bool(text.strip()), ""),  # an empty box is not sent
         editable=True,
         examples=[[text] for text in EXAMPLES],
         run_examples_on_click=False,
@@ -123,8 +124,8 @@ def _show_model(page: gr.ChatInterface, engine: Callable[[], Engine], length: gr
     def look(request: gr.Request) -> tuple[str, gr.Slider, gr.Timer]:
         try:
             model = engine().model
-        except BusyError as error:
-            return _words(request)["later"].format(reason=error), gr.skip(), gr.skip()
+        except GlmcpuError as error:
+            return no_answer(error, _words(request)), gr.skip(), gr.Timer(active=isinstance(error, BusyError))
         most = min(LONGEST, model.context)
         line = _words(request)["model"].format(name=model.path.stem, context=model.context)
         return line, gr.Slider(maximum=most, value=min(LENGTH, most)), gr.Timer(active=False)
