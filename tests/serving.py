@@ -28,7 +28,7 @@ pytest.importorskip("httpx", reason="httpx is not installed")
 import httpx
 
 from glmcpu.server import run
-from glmcpu.server.app import DOCS, Settings, build
+from glmcpu.server.app import Settings, build
 from glmcpu.server.guard import App, Rules
 from glmcpu.server.service import Service
 
@@ -208,7 +208,7 @@ class Live:
 @contextlib.contextmanager
 def live(model: Model | None = None, *, key: str = "", grace_s: float = 0.0, **options: Any) -> Iterator[Live]:
     """A server on a socket, ready; `options` are the engine's."""
-    rules = Rules(key, "127.0.0.1", (), pages=DOCS)
+    rules = Rules(key)
     server = Live(Service("demo", lambda: Engine(model or demo(), **options)), Settings(rules), grace_s)
     server.thread.start()
     try:

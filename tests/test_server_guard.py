@@ -12,7 +12,7 @@ from glmcpu.server.guard import Guard, Receive, Rules, Scope, Send, is_loopback
 
 KEY = "sesame-open"
 BEARER = {"Authorization": f"Bearer {KEY}"}
-KEYED = Rules(api_key=KEY, host="0.0.0.0", pages=("/docs",))  # noqa: S104
+KEYED = Rules(api_key=KEY, host="0.0.0.0")  # noqa: S104
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +111,14 @@ def basic(password: str) -> str:
 def test_without_the_key_nobody_comes_in(path: str, given: str) -> None:
     response = guarded(KEYED).get(path, headers={"Authorization": given})
     assert refused(response) == (401, "invalid_api_key")
-    assert response.headers["WWW-Authenticate"].startswith("Basic" if path == "/docs" else "Bearer")
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_a_browser_asks_for_the_key_as_a_password() -> None:
+    headers = {"Accept": "text/html,application/xhtml+xml"}
+    response = guarded(KEYED).get("/docs", headers=headers)
+    assert (response.status_code, response.headers["WWW-Authenticate"][:6]) == (401, "Basic ")
+    assert guarded(KEYED).get("/docs", headers={**headers, "Authorization": basic(KEY)}).status_code == 200
 
 
 def test_bytes_that_are_no_text_are_no_key() -> None:

@@ -282,3 +282,10 @@ def test_while_the_model_loads_the_page_says_so_and_then_goes_on(host: Host, pag
     expect(about).to_contain_text("demo · 2,048 tokens")
     page.get_by_role("button", name="Retry").click()
     answered(page, "I am a small model.")
+
+
+def test_the_address_without_a_slash_and_the_servers_own_lead_to_the_page(host: Host, context: Any) -> None:
+    for address in (host.url.removesuffix("/"), host.url.removesuffix("web/")):
+        with contextlib.closing(context.new_page()) as page:
+            page.goto(address)
+            assert page.url == host.url

@@ -6,8 +6,6 @@ python tests/web_host.py
 import contextlib
 import os
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -30,20 +28,17 @@ def until(holds: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def served(engine: Callable[[], Engine]) -> Iterator[str]:
-    """The address of the page on a server of its own."""
-    fastapi, uvicorn, web = map(import_module, ("fastapi", "uvicorn", "glmcpu.web"))
-    app = web.mount(fastapi.FastAPI(), engine)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            until(lambda: bool(server.started))
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/web/"
-        finally:
-            server.should_exit = True
-            thread.join()
+    """The address of the page on a server; `engine` is what the page asks."""
+    serving, app, service = map(import_module, ("serving", "glmcpu.server.app", "glmcpu.server.service"))
+    there = service.Service("demo", engine)
+    there.page_engine = engine
+    server = serving.Live(there, app.Settings(web=True), 1.0)
+    server.thread.start()
+    try:
+        until(server.ready.is_set)
+        yield f"{server.url}/web/"
+    finally:
+        server.stop()
 
 
 @contextlib.contextmanager

@@ -117,13 +117,13 @@ def run(
     taken = server.take_port(host, port)
     url = server.address_of(taken)
     _log_lines()
-    from glmcpu.server.app import DOCS, WEB, Settings
+    from glmcpu.server.app import WEB, Settings
     from glmcpu.server.guard import Rules
     from glmcpu.server.service import Service
 
     terminal.note(f"listening on {url}, loading {path.name}")
     service = Service(path.name.removesuffix(store.SUFFIX), lambda: _engine(path, parallel, queue, **loading))
-    rules = Rules(api_key, host, allow_origin, pages=(*DOCS, *((WEB,) if web else ())))
+    rules = Rules(api_key, host, allow_origin)
 
     def ready() -> None:
         page = f"; the page is {url}{WEB}" if web else ""

@@ -27,7 +27,6 @@ from glmcpu.server.service import Service
 from glmcpu.server.telemetry import Metrics, Telemetry
 
 WEB = "/web"
-DOCS = ("/docs", "/openapi.json", "/static-offline-docs")
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ def _routes(service: Service, metrics: Metrics, web: bool) -> FastAPI:
     if web:
         from glmcpu import web as page
 
+        app.get(WEB, include_in_schema=False)(_to_page)
         page.mount(app, service.page_engine, path=WEB)
     return app
 
@@ -92,7 +92,12 @@ def _own(service: Service, metrics: Metrics, web: bool) -> APIRouter:
     @routes.get("/", include_in_schema=False)
     async def root() -> Response:
         """For a browser that comes to see what is here."""
-        return RedirectResponse(f"{WEB}/" if web else "/docs")
+        return await _to_page() if web else RedirectResponse("/docs")
+
+    @routes.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        """What browsers ask for by themselves; the pages bring their own."""
+        return Response(status_code=204)
 
     @routes.get("/health", responses={**answered(Health), 503: {"model": Health}})
     async def health() -> Response:
@@ -120,6 +125,11 @@ def _own(service: Service, metrics: Metrics, web: bool) -> APIRouter:
             return JSONResponse({"content": await aside(len(body.tokens), lambda: tokenizer.decode(body.tokens))})
 
     return routes
+
+
+async def _to_page() -> Response:
+    """A mounted page is found with the slash only."""
+    return RedirectResponse(f"{WEB}/")
 
 
 def _busy(service: Service) -> tuple[int, int]:

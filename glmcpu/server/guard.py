@@ -30,12 +30,11 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 @dataclass(frozen=True)
 class Rules:
-    """api_key: "" is none; host: the address bound; origins: allowed web pages; pages: paths a browser shows."""
+    """api_key: "" is none; host: the address bound; origins: allowed web pages."""
 
     api_key: str = ""
     host: str = "127.0.0.1"
     origins: Collection[str] = ()
-    pages: tuple[str, ...] = ()
     connections: Callable[[], int] = field(default=lambda: 0)
 
 
@@ -73,7 +72,6 @@ class Guard:
             raise head_too_large()  # h11 counts only a head that came in pieces
         if rules.connections() > limits.HTTP_CONNECTIONS:
             raise Problem(503, "too many connections; try again later", "server_busy")
-        path, page = scope["path"], scope["path"].startswith(rules.pages) if rules.pages else False
         host = _only(headers, b"host")
         self._check_host(host)
         origin = _only(headers, b"origin")
@@ -82,8 +80,8 @@ class Guard:
         if not allowed and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             raise Problem(403, "this web page may not use the server; start it with --allow-origin", "origin_forbidden")
         # A preflight carries no key.
-        if rules.api_key and path not in OPEN and scope["method"] != "OPTIONS":
-            self._check_key(_only(headers, b"authorization"), page)
+        if rules.api_key and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
+            self._check_key(headers)
         if scope["method"] in _WITH_BODY:
             _check_body(headers)
 
@@ -100,8 +98,8 @@ class Guard:
         if not (is_loopback(name) or name in self._names):
             raise Problem(403, "the server is not known by this name; call it as localhost", "host_forbidden")
 
-    def _check_key(self, given: str | None, page: bool) -> None:
-        kind, _, value = (given or "").partition(" ")
+    def _check_key(self, headers: list[tuple[bytes, bytes]]) -> None:
+        kind, _, value = (_only(headers, b"authorization") or "").partition(" ")
         if kind.lower() == "basic":
             try:
                 value = base64.b64decode(value, validate=True).decode().partition(":")[2]
@@ -110,7 +108,8 @@ class Guard:
         elif kind.lower() != "bearer":
             value = ""
         if not hmac.compare_digest(value.encode(), self._rules.api_key.encode()):
-            challenge = 'Basic realm="glmcpu: the API key is the password"' if page else "Bearer"
+            browser = any(name == b"accept" and b"text/html" in value for name, value in headers)
+            challenge = 'Basic realm="glmcpu: the API key is the password"' if browser else "Bearer"
             message = "a valid API key is needed, as 'Authorization: Bearer KEY'"
             raise Problem(401, message, "invalid_api_key", headers={"WWW-Authenticate": challenge})
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import FrameType
@@ -31,6 +32,7 @@ from glmcpu.server.service import Service
 
 GRACE_S = 10.0
 _BACKLOG = 2048
+_LAST_WORDS_S = 0.3  # for the ends of answers to go out
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 
 
@@ -94,13 +96,12 @@ class _Server(uvicorn.Server):
     def __init__(self, service: Service, settings: Settings, grace_s: float, ready: Callable[[], None]) -> None:
         rules = replace(settings.rules, connections=lambda: len(self.server_state.connections))
         app = build(service, replace(settings, rules=rules))
-
         super().__init__(
             uvicorn.Config(
                 app,
                 http=BoundedProtocol,
                 ws="none",
-                lifespan="off",
+                lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -156,14 +157,19 @@ class _Server(uvicorn.Server):
         self._end(self._grace_s)
         await super().shutdown(sockets)
         if self._closer:
-            await asyncio.to_thread(self._closer.join, 0.4)
+            await asyncio.to_thread(self._closer.join, _LAST_WORDS_S + 0.1)
 
     def _end(self, grace_s: float) -> None:
         self.should_exit = True
         self._service.closing = True
         if self._closer is None:  # in a thread of its own: it waits for the answers, which need this one
-            self._closer = threading.Thread(target=self._service.close, args=(grace_s,), daemon=True)
+            self._closer = threading.Thread(target=self._close, args=(grace_s,), daemon=True)
             self._closer.start()
+
+    def _close(self, grace_s: float) -> None:
+        self._service.close(grace_s)
+        time.sleep(_LAST_WORDS_S)
+        self.force_exit = True  # what is still open is a page in a browser, which waits for nothing
 
 
 def exit_now() -> None:
