@@ -207,13 +207,13 @@ def test_scatter_writes_its_sixteen_elements_only(stride: int, dtype: type[np.ge
     assert np.array_equal(out, expected)
 
 
-def test_codes_round_to_even_wrap_around_and_take_nan_for_zero() -> None:
+def test_codes_round_to_even_wrap_around_and_take_infinity_and_nan_for_zero() -> None:
     x = np.array(
-        [0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.4, 127.5, 1e9, np.inf, -128.5, -129, -np.inf, np.nan, 3, -3], F32
+        [0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.4, 127.5, 1e6, np.inf, -128.5, -129, -np.inf, np.nan, 3, -3], F32
     )
     out = np.full(48, 55, np.int8)
     total = _store_codes(out, 16, x)
-    expected = [0, 2, 2, 0, -2, 126, 127, -128, 0, -1, -128, 127, 0, 0, 3, -3]
+    expected = [0, 2, 2, 0, -2, 126, 127, -128, 64, 0, -128, 127, 0, 0, 3, -3]
     assert out[16:32].tolist() == expected
     assert total == sum(expected)
     assert set(out[:16].tolist() + out[32:].tolist()) == {55}

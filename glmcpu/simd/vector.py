@@ -42,6 +42,7 @@ from glmcpu.simd.emit import (
     emit_masked_store,
     emit_maximum,
     emit_narrowed,
+    emit_rounded,
     emit_splat,
     emit_store,
     emit_store_f32,
@@ -164,7 +165,7 @@ prefetch_far = _prefetch(2, "The same into the second-level cache, for what is n
 
 @intrinsic
 def store_codes(context: Any, array: Any, index: Any, value: Any) -> Any:
-    """`store` to an int8 array, where NaN becomes 0: the scale beside the codes carries it. Returns the codes' sum."""
+    """`store` to an int8 array; infinity and NaN become 0 (the scale beside them tells). Returns the codes' sum."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         codes = emit_narrowed(builder, args[2], array.dtype)
@@ -250,7 +251,7 @@ def exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     x = k ln 2 + r with |r| <= ln 2 / 2; e**r is a polynomial (Cephes' coefficients), 2**k is an exponent.
     """
     f32, i32 = f32x16.ir, i32x16.ir
-    k = call(builder, "llvm.roundeven.v16f32", f32, builder.fmul(x, constant(f32, 1.4426950408889634)))
+    k, whole = emit_rounded(builder, builder.fmul(x, constant(f32, 1.4426950408889634)))
     r = emit_fma(builder, k, constant(f32, -0.693359375), x)
     r = emit_fma(builder, k, constant(f32, 2.12194440e-4), r)
     p = constant(f32, 1.9875691500e-4)
@@ -258,7 +259,6 @@ def exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
         p = emit_fma(builder, p, r, constant(f32, c))
     p = builder.fadd(emit_fma(builder, builder.fmul(r, r), p, r), constant(f32, 1.0))
     # 2**k in two factors: k reaches 128, one exponent does not.
-    whole = call(builder, "llvm.fptosi.sat.v16i32.v16f32", i32, k)
     half = builder.ashr(whole, constant(i32, 1))
     for part in (half, builder.sub(whole, half)):
         power = builder.shl(builder.add(part, constant(i32, 127)), constant(i32, 23))
