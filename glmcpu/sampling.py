@@ -81,10 +81,11 @@ class Sampler:
         if self.temperature == 0:
             return np.array([scores.argmax()]), np.ones(1)
         scores = _divide(scores, float(self.temperature))
-        survivors = np.arange(len(scores))
         if 0 < self.top_k < len(scores):
             survivors = np.flatnonzero(scores >= _largest(scores, self.top_k))
-        probs = _softmax(scores[survivors])
+            probs = _softmax(scores[survivors])
+        else:
+            survivors, probs = np.arange(len(scores)), _softmax(scores)
         if self.top_p < 1:
             kept = _top_p(probs, float(self.top_p))
             survivors, probs = survivors[kept], probs[kept] / probs[kept].sum()
@@ -114,7 +115,7 @@ class Draw:
         survivors, probs = self._sampler.survivors(logits, ids)
         if len(survivors) == 1:
             return int(survivors[0])
-        cumulative = probs.cumsum()
+        cumulative = probs.cumsum(out=probs)
         place = np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right")
         last = np.searchsorted(cumulative, cumulative[-1])  # not one of probability 0 behind it
         return int(survivors[min(place, last)])
@@ -128,7 +129,8 @@ def log_probability(logits: Scores, token: int) -> float:
     scores = _valid(np.asarray(logits, np.float32))
     largest = scores.max()
     with np.errstate(over="ignore", under="ignore"):  # scores may lie further apart than float32 reaches
-        total = np.exp(scores - largest).sum(dtype=np.float64)
+        weights = scores - largest
+        total = np.exp(weights, out=weights).sum(dtype=np.float64)
     return float(scores[token]) - float(largest) - math.log(total)
 
 
@@ -159,7 +161,9 @@ def _divide(scores: Scores, temperature: float) -> Scores:
 
 
 def _softmax(scores: Scores) -> Probabilities:
-    weights: Probabilities = np.exp(scores.astype(np.float64) - scores.max())
+    weights: Probabilities = scores.astype(np.float64)
+    weights -= scores.max()  # in place: a new array of all V would be a megabyte of fresh pages each time
+    np.exp(weights, out=weights)
     weights /= weights.sum()
     return weights
 
