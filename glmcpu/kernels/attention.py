@@ -66,18 +66,28 @@ def _scores(scores, q, keys, zero, q_at, q_stride, place, width, P, scale):
 
 @kernel()
 def _scores_of_one(scores, q, keys, values, q_at, place, width, P, scale):
-    """The same for one query; four blocks at a time, since additions to one register would wait for each other.
-
-    Meanwhile the block's values are fetched: they are read next.
-    """
-    none = splat(np.float32(0))
+    """The same for one query; four blocks at a time, since additions to one register would wait for each other."""
     for s in range(0, width, 64):
-        acc, at = zeros(4), (place + s) * P
-        for c in range(P):
-            prefetch_far(values, at + c * 64)
-            prefetch_far(values, at + c * 64 + 32)
-            acc = tile_fma_rows(acc, keys, at + c * 16, P * 16, q[q_at + c])
-        tile_store(scores, s, 16, acc, splat(scale), none, 16)
+        arguments = scores, q, keys, values, q_at, place, s, P, scale
+        if width - s > 48:
+            _some_scores_of_one(zeros(4), 4, *arguments)
+        elif width - s > 32:
+            _some_scores_of_one(zeros(3), 3, *arguments)
+        elif width - s > 16:
+            _some_scores_of_one(zeros(2), 2, *arguments)
+        else:
+            _some_scores_of_one(zeros(1), 1, *arguments)
+
+
+@kernel()
+def _some_scores_of_one(acc, n, scores, q, keys, values, q_at, place, s, P, scale):
+    """n blocks from position place + s on. Meanwhile their values are fetched: they are read next."""
+    at = (place + s) * P
+    for c in range(P):
+        prefetch_far(values, at + c * n * 16)
+        prefetch_far(values, at + c * n * 16 + 32)
+        acc = tile_fma_rows(acc, keys, at + c * 16, P * 16, q[q_at + c])
+    tile_store(scores, s, 16, acc, splat(scale), splat(np.float32(0)), 16)
 
 
 @kernel()
@@ -122,14 +132,19 @@ def _values(sums, scores, values, zero, place, width, P):
 
 
 @kernel()
-def _values_of_one(sums, scores, keys, following, values, place, width, P):
-    """The same for one query, up to 128 channels at a time. Meanwhile the keys from `following` on are fetched."""
+def _values_of_one(sums, scores, keys, following, fetched, values, place, width, P):
+    """The same for one query, up to 128 channels at a time.
+
+    Meanwhile the keys of `fetched` positions from `following` on are, in equal shares.
+    """
     one, none, whole = splat(np.float32(1)), splat(np.float32(0)), P // 128 * 128
+    share = (fetched + width - 1) // width
     for c in range(0, whole, 128):
         acc, at = tile_load(zeros(8), sums, c, 16), place * P + c
         for s in range(width):
-            for i in range(0, 128, 32):
-                prefetch_far(keys, following + s * P + i)
+            for row in range(share):
+                for i in range(0, 128, 32):
+                    prefetch_far(keys, following + (s * P + c) * share + row * 128 + i)
             acc = tile_fma_rows(acc, values, at + s * P, 16, scores[s])
         tile_store(sums, c, 16, acc, one, none, 16)
     for c in range(whole, P, 16):
@@ -160,8 +175,9 @@ def _step(sums, running, scores, keys, values, q, visible, zero, n, t, begin, h,
         _scale(row, values, place, width)
     if n == 1:
         # The keys of the next block, or of the next head's first.
-        following = place + H * BLOCK if begin + BLOCK < reach else (h + 1) * BLOCK
-        _values_of_one(sums, scores, keys[0], following * P, values[0], place, width, P)
+        last = begin + BLOCK >= reach
+        following, fetched = ((h + 1) * BLOCK, reach) if last else (place + H * BLOCK, reach - begin - BLOCK)
+        _values_of_one(sums, scores, keys[0], following * P, min(fetched, BLOCK), values[0], place, width, P)
     else:
         _values(sums, scores, values[0], zero, place, width, P)
 
