@@ -109,8 +109,8 @@ def rate(clients: list[Client], tokens: int) -> float:
     for client in clients:
         wait(client, 1)
     begin_s = max(client.times[0] for client in clients)
-    for client in clients:
-        wait(client, len(client.times) + tokens)
+    for client, begun in zip(clients, [len(client.times) for client in clients], strict=True):
+        wait(client, begun + tokens)
     end_s = min(client.times[-1] for client in clients)
     return sum(begin_s < moment <= end_s for client in clients for moment in client.times) / (end_s - begin_s)
 
