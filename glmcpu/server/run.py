@@ -134,7 +134,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler."""
         if self.should_exit:
-            os._exit(0)  # asked twice: nothing is half written, and answers under way are not waited for
+            exit_now()  # asked twice: nothing is half written, and answers under way are not waited for
         self._end(self._grace_s)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
