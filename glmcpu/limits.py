@@ -70,6 +70,7 @@ CHOICES = 8
 FIELDS = 128  # of a request, known or not
 TOP_LOGPROBS = 20
 SCHEMA_BYTES = 64 << 10
+SCHEMA_MULTIPLE = 10_000  # the least common multiple of all multipleOf
 
 # measuring
 BENCH_BATCH = 1024

@@ -15,6 +15,7 @@ from glmcpu.server.json_answers import ANY_OBJECT, JsonConstraint
 WILD = 2.0
 SCHEMAS: dict[str, tuple[Any, type]] = {
     "integer": ({"type": "integer", "minimum": 5, "maximum": 15}, int),
+    "multiple": ({"type": "integer", "multipleOf": 12, "minimum": 100, "maximum": 200}, int),
     "boolean": ({"type": "boolean"}, bool),
     "enum": ({"enum": ["red", "好"]}, str),
     "short text": ({"type": "string", "maxLength": 4}, str),
@@ -67,6 +68,10 @@ def test_any_object_is_one_from_its_first_character() -> None:
         {"type": "string", "minLength": 5, "maxLength": 1},
         {"type": "string", "pattern": "("},
         {"enum": []},
+        {"type": "integer", "multipleOf": 999_983},
+        {"type": "integer", "multipleOf": 10**300},
+        {"allOf": [{"type": "integer", "multipleOf": 997}, {"multipleOf": 991}]},
+        {"properties": {"a": {"multipleOf": 0.0001}, "b": {"items": [{"multipleOf": 7}]}}},
     ],
     ids=str,
 )

@@ -5,13 +5,17 @@ tokenizer's pieces as bytes, and the library's bit mask as ids. Documents are wr
 """
 
 import json
+import math
 import threading
+from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import llguidance
 import numpy as np
 
+from glmcpu import limits
 from glmcpu.errors import UsageError, printable
 from glmcpu.sampling import Ids
 from glmcpu.tokenizers.chatglm import Tokenizer
@@ -25,6 +29,7 @@ class JsonConstraint:
 
     def __init__(self, tokenizer: Tokenizer, schema: dict[str, Any]) -> None:
         """`schema` is a JSON schema. Raises UsageError for one that is none, or more than the library does."""
+        _check_multiples(schema)
         with _building:
             vocabulary = _vocabulary(tokenizer)
         try:
@@ -52,6 +57,27 @@ class JsonConstraint:
 
 
 ANY_OBJECT = {"type": "object"}
+
+
+def _check_multiples(schema: Any) -> None:
+    """The library counts up to their least common multiple: 10,000 takes it 70 ms, a million half a minute."""
+    steps = [Fraction(str(step)) for step in _multiples(schema)]
+    unit = math.lcm(*(step.denominator for step in steps))
+    if math.lcm(*(int(step * unit) for step in steps)) > limits.SCHEMA_MULTIPLE:
+        raise UsageError(
+            f"the JSON schema cannot be used: together its multipleOf are larger than {limits.SCHEMA_MULTIPLE:,}; "
+            "leave them out"
+        )
+
+
+def _multiples(schema: Any) -> Iterator[int | float]:
+    if isinstance(schema, dict):
+        step = schema.get("multipleOf")
+        if isinstance(step, int | float) and not isinstance(step, bool):
+            yield step
+    children = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for child in children:
+        yield from _multiples(child)
 
 
 class _Pieces:
