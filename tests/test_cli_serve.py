@@ -115,6 +115,18 @@ def test_a_second_signal_ends_it_at_once() -> None:
 
 
 @POSIX
+def test_a_log_that_nobody_reads_holds_up_nobody() -> None:
+    with Process("demo", "--port", "0") as server:
+        url = server.url
+        server.wait_for("ready: ")
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            for _ in range(1500):  # far more lines than a pipe and the queue before it hold
+                assert client.get("/v1/models").status_code == 200
+        server.child.send_signal(signal.SIGTERM)
+        assert server.child.wait(PATIENCE_S) == 0
+
+
+@POSIX
 def test_a_killed_server_leaves_its_port_free() -> None:
     with Process("demo", "--port", "0", code=SLOW) as server:
         url = server.url

@@ -15,6 +15,7 @@ import click
 from glmcpu import limits, store
 from glmcpu.cli import terminal
 from glmcpu.cli.chat import find_model, load_model
+from glmcpu.cli.log_lines import LogLines
 from glmcpu.cli.options import cache_option, context_option, debug_option, threads_option, whole_number
 from glmcpu.errors import UsageError
 
@@ -113,10 +114,9 @@ def run(
         _imported("web", "gradio", web=True)
     server.check_address(host, api_key, allow_origin)
     path = find_model(model)
-
     taken = server.take_port(host, port)
     url = server.address_of(taken)
-    _log_lines()
+    lines = _log_lines()
     from glmcpu.server.app import WEB, Settings
     from glmcpu.server.guard import Rules
     from glmcpu.server.service import Service
@@ -127,14 +127,17 @@ def run(
 
     def ready() -> None:
         page = f"; the page is {url}{WEB}" if web else ""
-        terminal.note(f"ready: OpenAI's protocol at {url}/v1{page}; Ctrl-C ends")
+        _say(f"ready: OpenAI's protocol at {url}/v1{page}; Ctrl-C ends")
         if browser:
             import webbrowser
 
             webbrowser.open(f"{url}{WEB}")
 
-    server.serve(service, Settings(rules, log_text, web), taken, ready=ready)
-    terminal.note("ended")
+    try:
+        server.serve(service, Settings(rules, log_text, web), taken, ready=ready)
+        _say("ended")
+    finally:
+        lines.close()
     server.exit_now()
 
 
@@ -167,14 +170,19 @@ def _imported(extra: str, library: str, *, web: bool) -> Any:
         ) from error
 
 
-def _log_lines() -> None:
+def _say(text: str) -> None:
+    """A line for a person among those of the log; nobody waits for it to be read."""
+    logging.getLogger("glmcpu").info("glmcpu: %s", text)
+
+
+def _log_lines() -> LogLines:
     """Our loggers write bare lines to stderr, uvicorn's only what went wrong."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = LogLines()
     for name, level in (("glmcpu", logging.INFO), ("uvicorn.error", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+    return handler
 
 
 def _end_quietly() -> None:
