@@ -76,8 +76,8 @@ def end_one(model: str, eos: int, name: str, chance: random.Random) -> Ending:
         ended_s = time.monotonic() - begin_s
         if visits:
             clients.join()
-        whole = sum(each.complete() for each in visits)
-        cut_off = sum(each.status == 200 and not each.complete() for each in visits)
+        whole = sum(b"data: [DONE]" in each.answer for each in visits)
+        cut_off = sum(each.status == 200 for each in visits) - whole
         return Ending(name, status, ended_s, allowed_s, server.lines, whole, cut_off)
 
 

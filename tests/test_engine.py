@@ -210,6 +210,20 @@ def test_a_request_whose_cache_never_fits_is_refused(small: Model) -> None:
         engine.submit(prompt(small, "hello"))
 
 
+def test_whether_there_is_room_can_be_asked_beforehand_counting_those_still_to_come(small: Model) -> None:
+    with Engine(small, parallel=1, waiting=1) as engine:
+        engine.check_room(1)
+        with pytest.raises(BusyError, match="again later"):
+            engine.check_room(2)
+        stream = endless(small, engine)
+        engine.check_room()
+        with pytest.raises(BusyError, match="again later"):
+            engine.check_room(1)
+        stream.cancel()
+    with pytest.raises(BusyError, match="shutting down"):
+        engine.check_room()
+
+
 def test_full_places_are_refused_at_once_and_free_again_later(small: Model) -> None:
     with Engine(small, parallel=1, waiting=1) as engine:
         streams = [endless(small, engine) for _ in range(2)]
