@@ -3,15 +3,16 @@
     python benchmarks/engine.py [MODEL] [--streams 8] [--prompt 128] [--tokens 32] [--joins 500] [--pause S]
 
 MODEL is a packed model, by default random weights of the 6B shape in int4_g32 (3.5 GB of disk while it runs). Every
-answer is sampled, so that nothing repeats itself and is guessed ahead. Measured are tokens per second of one stream and
-of all together once every prompt has been read, the first token of the last of the streams that were asked for at
-once, and then the longest gap between two tokens of a running stream while one more prompt, of --joins tokens, is read.
-The last line is the same as JSON.
+answer is sampled as chat() does, so that nothing repeats itself and is guessed ahead. Measured are tokens per second of
+one stream and of all together once every prompt has been read, the first token of the last of the streams that were
+asked for at once, and then the longest gap between two tokens of a running stream while one more prompt, of --joins
+tokens, is read. The last line is the same as JSON.
 """
 
 import argparse
 import itertools
 import json
+import os
 import threading
 import time
 from contextlib import nullcontext
@@ -39,6 +40,8 @@ def main() -> None:
         model = Model.load(path)
         opened()
         model.compile()
+        if hasattr(os, "sync"):
+            os.sync()  # a new file's way to the disk would take memory's time
         with Engine(model, parallel=options.streams + 1, pause_s=options.pause) as engine:
             run(engine, options)
 
@@ -86,7 +89,7 @@ class Client:
 def ask(engine: Engine, prompt: int, count: int) -> list[Client]:
     """So many requests at once, for all tokens the context has room for."""
     ids = bench.prompt(engine.model.config, prompt)
-    samplers = [Sampler(temperature=1, top_p=1, top_k=0, seed=n) for n in range(count)]
+    samplers = [Sampler(seed=n) for n in range(count)]
     return [Client(engine.submit(ids, sampler=sampler, max_new_tokens=engine.model.context)) for sampler in samplers]
 
 
