@@ -162,6 +162,11 @@ def events(text: str) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
+def working(service: Service) -> bool:
+    """Whether a thread loads the model or runs the engine."""
+    return service.loading or (service._engine is not None and not service._engine.state().failure)
+
+
 class Live:
     """A server on a socket, in a thread."""
 

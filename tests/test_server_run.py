@@ -18,6 +18,7 @@ from serving import (
     long_demo,
     until,
     wait_until,
+    working,
 )
 
 from glmcpu import DataError, Engine, MachineError, UsageError
@@ -126,7 +127,7 @@ def test_answers_under_way_are_finished_within_the_grace_time(stream: bool) -> N
             text = json.loads(said.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["content"]
         assert text == greedy("hello")
         thread.join()
-    assert not server.service.running
+    assert not working(server.service)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -141,7 +142,7 @@ def test_what_takes_longer_is_cut_off_and_told(stream: bool) -> None:
         assert b'"shutting_down"' in said
         assert b"[DONE]" not in said
         assert said.startswith(b"HTTP/1.1 503") or stream
-    assert not server.service.running
+    assert not working(server.service)
 
 
 def test_idle_and_half_sent_connections_do_not_hold_up_the_end() -> None:

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from serving import Gate, chat_ids, demo, long_demo, started, wait_until
+from serving import Gate, chat_ids, demo, long_demo, started, wait_until, working
 
 from glmcpu import BusyError, DataError, Engine, Sampler
 from glmcpu.server import service as services
@@ -29,7 +29,7 @@ def test_while_the_model_loads_one_is_told_to_come_again() -> None:
     service.start()
     assert code(service) == "model_loading"
     assert service.loading
-    assert service.running
+    assert working(service)
     assert service.health()[0] == 503
     assert service.health()[1]["status"] == "model_loading"
     with pytest.raises(BusyError, match="loading"):
@@ -40,7 +40,7 @@ def test_while_the_model_loads_one_is_told_to_come_again() -> None:
     assert service.health() == (200, {"status": "ok", "model": "demo", "running": 0, "waiting": 0})
     service.close()
     assert code(service) == "shutting_down"
-    assert not service.running
+    assert not working(service)
 
 
 def test_a_model_that_comes_when_the_server_ends_is_closed() -> None:
@@ -64,7 +64,7 @@ def test_a_failure_to_load_is_kept() -> None:
 
     service = started(load)
     assert isinstance(service.failure, DataError)
-    assert not service.running
+    assert not working(service)
 
 
 def test_an_engine_that_has_ended_is_said() -> None:

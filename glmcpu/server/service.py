@@ -48,11 +48,6 @@ class Service:
         return self._engine is None and self.failure is None
 
     @property
-    def running(self) -> bool:
-        """Whether a thread loads the model or runs the engine."""
-        return self.loading or (self._engine is not None and not self._engine.state().failure)
-
-    @property
     def engine(self) -> Engine:
         """The engine; raises the Problem that says why there is none."""
         if self.closing:
