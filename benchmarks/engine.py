@@ -1,6 +1,6 @@
 """Several answers at once: how much more than one stream do eight give, and how long does one that runs ever wait?
 
-    python benchmarks/engine.py [MODEL] [--streams 8] [--prompt 128] [--tokens 32] [--joins 500] [--pause S]
+    python benchmarks/engine.py [MODEL] [--streams 8] [--prompt 128] [--tokens 32] [--joins 500] [--cache int8]
 
 MODEL is a packed model, by default random weights of the 6B shape in int4_g32 (3.5 GB of disk while it runs). Every
 answer is sampled as chat() does, so that nothing repeats itself and is guessed ahead. Measured are tokens per second of
@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--joins", type=int, default=500)
     parser.add_argument("--pause", type=float, default=PAUSE_S)
+    parser.add_argument("--cache", choices=["f16", "int8", "f32"])
     options = parser.parse_args()
     with (
         temporary_model("chatglm-6b", "int4_g32", lambda *_: None)
         if options.model is None
         else nullcontext((options.model, lambda: None))
     ) as (path, opened):
-        model = Model.load(path)
+        model = Model.load(path, cache=options.cache)
         opened()
         model.compile()
         if hasattr(os, "sync"):
