@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -203,9 +202,8 @@ class Live:
         return self.exchange(self.head("GET", "/health", "Connection: close")).startswith(b"HTTP/1.1 200")
 
     def stop(self) -> None:
-        """What SIGTERM does."""
-        if not self.server.should_exit:
-            self.server.handle_exit(signal.SIGTERM, None)
+        """What a first SIGTERM does; a second one would end this process."""
+        self.server._end(self.server._grace_s)
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
 

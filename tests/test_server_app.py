@@ -151,6 +151,8 @@ def test_a_page_of_an_allowed_origin_may() -> None:
         response = client.post(CHAT, {"messages": HELLO, "max_tokens": 1}, headers=given)
         assert response.headers["access-control-allow-origin"] == PAGE
         assert "x-request-id" in response.headers["access-control-expose-headers"]
+        response = client.post(CHAT, {"messages": HELLO}, headers={"Origin": PAGE})
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (401, PAGE)
         assert client.request("OPTIONS", CHAT, headers={"Origin": "https://evil.com", **asked}).status_code == 400
 
 

@@ -1,6 +1,6 @@
 """All of the server as one ASGI application: who is let in, what is counted, which routes there are.
 
-    Telemetry -> Guard -> CORS -> Room -> FastAPI: /v1/.. , POST / , /tokenize , /health , /metrics , /docs (and /web)
+    Telemetry -> CORS -> Guard -> Room -> FastAPI: /v1/.. , POST / , /tokenize , /health , /metrics , /docs (and /web)
 
 Nothing is fetched from elsewhere: the pages under /docs bring their scripts along.
 """
@@ -42,7 +42,7 @@ def build(service: Service, settings: Settings) -> App:
     """The application."""
     metrics = Metrics(lambda: _busy(service))
     inner = _routes(service, metrics, settings.web)
-    app: App = Room(cast(App, inner), service)
+    app: App = Guard(Room(cast(App, inner), service), settings.rules)
     if settings.rules.origins:
         app = cast(
             App,
@@ -54,7 +54,7 @@ def build(service: Service, settings: Settings) -> App:
                 expose_headers=["x-request-id", "x-dropped-rounds", "retry-after"],
             ),
         )
-    return Telemetry(Guard(app, settings.rules), metrics, texts=settings.log_texts)
+    return Telemetry(app, metrics, texts=settings.log_texts)
 
 
 def _routes(service: Service, metrics: Metrics, web: bool) -> FastAPI:
