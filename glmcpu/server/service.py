@@ -34,8 +34,6 @@ class Service:
         self.failure: BaseException | None = None
         self.closing = False
         self._load, self._engine = load, cast(Engine | None, None)
-
-        self._ready = threading.Event()
         self._loader = threading.Thread(target=self._run, name="glmcpu loader", daemon=True)
 
     def start(self) -> None:

@@ -61,7 +61,6 @@ class Metrics:
         """`busy` gives how many answers run and how many requests wait."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which says when it began
         self.registry = CollectorRegistry()
-
         self.requests = Counter("glmcpu_requests", "Requests answered.", ["path", "status"], registry=self.registry)
         self.tokens = Counter("glmcpu_tokens", "Tokens read and written.", ["kind"], registry=self.registry)
         self.seconds = Histogram(

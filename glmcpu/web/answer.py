@@ -1,6 +1,6 @@
 """One answer on the page: what stands in the browser becomes a prompt, and tokens become a message that grows.
 
-    messages -> rounds -> fit_prompt -> engine.submit -> TextStream -> (messages, figures)
+    messages -> rounds -> fit_prompt -> engine.submit -> (messages, figures)
 
 The browser sends the whole conversation with each question. The figures stand under the conversation and are no part of
 it. Why there is no answer is said in a note, a message with a title; notes, and questions without an answer, are no
@@ -18,7 +18,6 @@ from glmcpu.errors import BusyError, GlmcpuError, UsageError
 from glmcpu.rounds import Round, TextModel, check_text, fit_prompt, require_tokenizer
 from glmcpu.sampling import Sampler
 from glmcpu.tokenizers.prompt import process_response
-from glmcpu.tokenizers.streaming import TextStream
 from glmcpu.web.words import Words
 
 Message = dict[str, Any]
@@ -67,8 +66,8 @@ async def answers(
         ids, dropped = await asyncio.to_thread(
             fit_prompt, model, check_text(question, "question"), rounds(messages), max_length=longest
         )
-        stream = engine.submit(ids, sampler=sampler, max_new_tokens=longest - len(ids))
-        text, stats = TextStream(model.tokenizer, post=process_response), Stats(len(ids), dropped_rounds=dropped)
+        stream = engine.submit(ids, sampler=sampler, max_new_tokens=longest - len(ids), post=process_response)
+        said, stats = "", Stats(len(ids), dropped_rounds=dropped)
         started = shown = time.perf_counter()
         try:
             async for token in stream:
@@ -77,13 +76,13 @@ async def answers(
                 stats.answer_s = now - started - stats.prompt_s
                 stats.answer_tokens += 1
                 stats.finish_reason = token.finish_reason
-                if text.push(token.id) and now - shown >= SHOWN_EVERY_S:
+                said += token.text
+                if token.text and now - shown >= SHOWN_EVERY_S:
                     shown = now
-                    yield [_said(text.text)], _figures(stats, words)
+                    yield [_said(said)], _figures(stats, words)
         finally:
             stream.cancel()
-        text.finish()
-        yield [_said(text.text)], _figures(stats, words)
+        yield [_said(said)], _figures(stats, words)
     except GlmcpuError as error:
         yield [{**_said(""), "metadata": {"title": no_answer(error, words), "status": "done"}}], ""
 
