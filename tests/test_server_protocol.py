@@ -51,12 +51,13 @@ def test_a_head_must_come_in_time(sent: str, server: Live, monkeypatch: pytest.M
 
 def test_a_head_byte_by_byte_must_come_in_time_too(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HTTP_HEAD_S", SOON_S)
+    sent = (bytes([byte]) for byte in server.head("GET", "/" + "x" * 1000))
     with server.connect() as client:
         client.settimeout(0.02)
         answer = b""
         with contextlib.suppress(ConnectionError):
             while not answer:
-                client.sendall(b"x")
+                client.sendall(next(sent))
                 with contextlib.suppress(TimeoutError):
                     answer = client.recv(4096)
         assert status(answer) == b"408"
@@ -127,7 +128,7 @@ def leave(client: socket.socket, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset", "half-close"])
 @pytest.mark.parametrize("when", ["in the head", "in the body", "in the answer", "in the stream", "at the end"])
-def test_leaving_ends_what_was_asked_for(when: str, how: str, server: Live) -> None:
+def test_leaving_ends_what_was_asked_for(when: str, how: str, server: Live, caplog: pytest.LogCaptureFixture) -> None:
     data = {
         "in the head": server.head()[:-2],
         "in the body": server.request({"messages": HELLO})[:-3],
@@ -145,6 +146,7 @@ def test_leaving_ends_what_was_asked_for(when: str, how: str, server: Live) -> N
         until(client, b"[DONE]")
     leave(client, how)
     idle(server)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_leaving_the_queue_makes_room(server: Live) -> None:
@@ -210,6 +212,13 @@ def test_requests_sent_ahead_are_answered_in_order(server: Live) -> None:
     ids = [len(body["tokens"]) for body in bodies[:-1]]
     assert ids == sorted(ids)
     assert bodies[-1]["object"] == "list"
+
+
+def test_leaving_ends_an_answer_also_when_more_was_sent_ahead(server: Live) -> None:
+    with server.connect() as client:
+        client.sendall(server.request(endless(long_demo(), stream=True)) + server.head() + server.head())
+        until(client, b'"content":"H')
+    idle(server)
 
 
 def test_a_body_sent_ahead_must_come_in_time_too(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:

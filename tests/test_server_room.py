@@ -86,6 +86,41 @@ def test_of_a_burst_the_refusals_come_first_and_just_as_many_are_let_in_as_there
     assert service.events == ["refused"] * 7 + ["in"] * 3
 
 
+def test_those_that_ask_a_few_turns_later_are_refused_before_anyone_is_let_in() -> None:
+    service = _Places(2)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            service.events.append("refused")
+
+    async def waves() -> None:
+        room, asked = _room(service), list[Any]()
+        for _ in range(5):
+            asked += [asyncio.create_task(room(_scope(), _body, send)) for _ in range(2)]
+            for _ in range(4):  # between taking a connection and having read what it asks
+                await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+
+    asyncio.run(waves())
+    assert service.events == ["refused"] * 8 + ["in"] * 2
+
+
+def test_requests_without_end_cannot_keep_out_the_one_before_them() -> None:
+    service = _Places(1)
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def crowd() -> None:
+        room = _room(service)
+        first = asyncio.create_task(room(_scope(), _body, send))
+        while not first.done():
+            await room(_scope(), _body, send)
+
+    asyncio.run(asyncio.wait_for(crowd(), 10))
+    assert service.events == ["in"]
+
+
 def test_one_that_leaves_while_it_waits_to_be_let_in_keeps_no_place() -> None:
     service = _Places(2)
 

@@ -8,9 +8,10 @@ Nothing is fetched from elsewhere: the pages under /docs bring their scripts alo
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response

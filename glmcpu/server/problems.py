@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi import HTTPException
+from fastapi import HTTPException as FastApiException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from glmcpu.errors import BusyError, DataError, MachineError, UsageError, printable
@@ -20,7 +21,7 @@ RETRY_S = 1  # what Retry-After says; an answer ends every few seconds
 _INTERNAL = "the server failed on this request; its log has the cause, under this request id"
 
 
-class Problem(HTTPException):
+class Problem(FastApiException):
     """A refusal. FastAPI passes its own kind through wherever it is raised, hence the base class."""
 
     def __init__(

@@ -5,6 +5,7 @@ that are let in have been understood.
 """
 
 import asyncio
+import time
 
 from glmcpu.server.guard import App, Message, Receive, Scope, Send
 from glmcpu.server.problems import Problem
@@ -12,6 +13,8 @@ from glmcpu.server.service import Service
 from glmcpu.server.telemetry import record_of
 
 ANSWERS = frozenset({"/", "/v1/chat/completions", "/v1/completions"})
+_TURNS = 6  # of the event loop, from taking a connection to having read what it asks
+_PATIENCE_S = 0.1
 
 
 class Room:
@@ -22,11 +25,12 @@ class Room:
 
     def __init__(self, app: App, service: Service) -> None:
         self._app, self._service = app, service
-        self._door, self._coming = asyncio.Lock(), 0
+        self._door, self._coming, self._asked = asyncio.Lock(), 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app, read = self._app, receive
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ANSWERS:
+            self._asked += 1
             try:
                 self._service.check_room(self._coming)
                 read = await _whole(receive)  # one that dawdles over its body keeps no place meanwhile
@@ -38,10 +42,16 @@ class Room:
         await app(scope, read, send)
 
     async def _enter(self) -> None:
+        """Waits for its turn, and first until nobody new asks: most of a burst only have to be told no."""
         self._coming += 1
+        end_s = time.monotonic() + _PATIENCE_S
         try:
             async with self._door:
-                await asyncio.sleep(0)  # what else is due on the loop comes first
+                heard = -1
+                while heard != self._asked and time.monotonic() < end_s:
+                    heard = self._asked
+                    for _ in range(_TURNS):
+                        await asyncio.sleep(0)
         finally:
             self._coming -= 1
 
