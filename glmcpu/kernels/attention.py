@@ -142,9 +142,9 @@ def _values_of_one(sums, scores, keys, following, fetched, values, place, width,
     for c in range(0, whole, 128):
         acc, at = tile_load(zeros(8), sums, c, 16), place * P + c
         for s in range(width):
-            for row in range(share):
+            for row in range(s * share, min((s + 1) * share, fetched)):
                 for i in range(0, 128, 32):
-                    prefetch_far(keys, following + (s * P + c) * share + row * 128 + i)
+                    prefetch_far(keys, following + c * fetched + row * 128 + i)
             acc = tile_fma_rows(acc, values, at + s * P, 16, scores[s])
         tile_store(sums, c, 16, acc, one, none, 16)
     for c in range(whole, P, 16):
@@ -174,10 +174,11 @@ def _step(sums, running, scores, keys, values, q, visible, zero, n, t, begin, h,
             store(sums, c, mul(load(sums, c), correction))
         _scale(row, values, place, width)
     if n == 1:
-        # The keys of the next block, or of the next head's first.
+        # The keys of the next block, or of the next head's first; they lie by 16 positions.
         last = begin + BLOCK >= reach
-        following, fetched = ((h + 1) * BLOCK, reach) if last else (place + H * BLOCK, reach - begin - BLOCK)
-        _values_of_one(sums, scores, keys[0], following * P, min(fetched, BLOCK), values[0], place, width, P)
+        following, left = ((h + 1) * BLOCK, reach) if last else (place + H * BLOCK, reach - begin - BLOCK)
+        fetched = min((left + 15) // 16 * 16, BLOCK)
+        _values_of_one(sums, scores, keys[0], following * P, fetched, values[0], place, width, P)
     else:
         _values(sums, scores, values[0], zero, place, width, P)
 
