@@ -122,7 +122,7 @@ def _scale_add(k: Kernels, program: Program, T: int) -> tuple[Any, int]:
 
 
 def _quantize_rows(k: Kernels, program: Program, T: int) -> tuple[Any, int]:
-    return quantize_rows(program, k._floats(T, C)), 5 * T * C
+    return quantize_rows(program, k._floats(T, C), -8), 5 * T * C
 
 
 def _append(k: Kernels, program: Program, T: int) -> tuple[Any, int]:

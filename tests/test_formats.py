@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from running import ran
+from running import quantized_by_token, ran
 
 from glmcpu import formats
 from glmcpu.errors import UsageError
 from glmcpu.formats import Weight
-from glmcpu.formats._tiles import tile_size
-from glmcpu.kernels.quantize_rows import quantize_rows
-from glmcpu.simd.tile import TILE
 
 F32 = np.float32
 OnThreads = Callable[[Callable[[], Any]], Any]
@@ -48,7 +45,7 @@ def _as_multiplied(x: NDArray[np.float32], name: str) -> NDArray[np.float64]:
     """x as the format's matmul sees it: itself, or quantized to int8 by groups."""
     if formats.load(name).EXACT:
         return x.astype(np.float64)
-    codes, scales, _ = ran(quantize_rows, x)
+    codes, scales, _ = quantized_by_token(x)
     return (codes * np.repeat(scales.astype(np.float64), 32, axis=1))[:, : x.shape[1]]
 
 
@@ -255,14 +252,3 @@ def test_a_code_too_large_for_its_row_wraps_as_officially_and_leaves_the_others_
     units = np.array([[largest, 1, 2, 3, 4, 5, -6, 7, largest, largest, -largest, 0, 0, 0, 0, 0]], F32)
     found = formats.unpack(_packed(name, units * F32(2**-24))) * F32(2**24)
     assert np.array_equal(found, wrapped(units, bits))
-
-
-def test_tiles_cover_all_tokens_and_up_to_a_tile_they_are_one() -> None:
-    for T in range(1, 100):
-        sizes, left = [], T
-        while left:
-            sizes.append(int(tile_size(left)))
-            left -= sizes[-1]
-        assert all(1 <= n <= TILE for n in sizes)
-        assert len(sizes) == -(-T // TILE)
-        assert max(sizes[-2:]) - min(sizes[-2:]) <= TILE // 2

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from running import ran
+from running import quantized_by_token, ran
 
 from glmcpu import formats
 from glmcpu.errors import UsageError
-from glmcpu.kernels.quantize_rows import quantize_rows
 
 F32 = np.float32
 GROUPED = [name for name in formats.names() if formats.is_grouped(name)]
@@ -186,7 +185,7 @@ def test_matmul_is_the_reference_for_every_number_of_tokens_from_1_to_65(name: s
     codes, scales = _chosen(name, O, I)
     arrays, weight = formats.group_format(name).store(codes, scales), _weight(name, codes, scales).astype(np.float64)
     x = _random(65, I)
-    x_codes, x_scales, _ = ran(quantize_rows, x)
+    x_codes, x_scales, _ = quantized_by_token(x)
     expected = (x_codes * np.repeat(x_scales.astype(np.float64), 32, axis=1))[:, :I] @ weight.T
     for T in range(1, 66):
         np.testing.assert_allclose(_matmul(name, x[:T].copy(), arrays, O), expected[:T], rtol=1e-5, atol=5e-5)

@@ -21,13 +21,13 @@ from glmcpu.simd.tile import OFFSET, tile_dot_bytes, tile_offsets, tile_scaled, 
 from glmcpu.simd.vector import as_half, load_bytes, splat
 
 @numba.njit
-def show(out, one, w, x, sums):
-    ints = tile_dot_bytes(tile_offsets(zeros(1), np.int32(-OFFSET), sums, 0, 0), load_bytes(w, 0), x, 0, 0)
+def show(out, one, w, x, offsets):
+    ints = tile_dot_bytes(tile_offsets(zeros(1), offsets, 0, 0), load_bytes(w, 0), x, 0, 0)
     acc = tile_scaled(zeros(1), ints, splat(one[0]), one, 0, 0)
     tile_store(out, 0, 0, acc, splat(one[0]), as_half(splat(np.float32(1.5))), 16)
 
 out, w, x = np.empty(16, np.float32), np.full(64, 3, np.uint8), np.full(4, 5, np.int8)
-show(out, np.ones(1, np.float32), w, x, np.full(1, 20, np.int32))
+show(out, np.ones(1, np.float32), w, x, np.full(1, -OFFSET * 20, np.int32))
 print(isa.name, numba.config.CPU_NAME, out[0], out[15])
 """
 

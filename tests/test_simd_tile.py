@@ -35,15 +35,15 @@ def _kernels(n: int) -> tuple[Any, Any, Any, Any]:
         tile_store(out, 3, STRIDE, acc, load(w, 0), load(w, 16), lanes)
 
     @numba.njit
-    def byte_dot(out, w, x, sums):
-        ints = tile_offsets(zeros(n), np.int32(-OFFSET), sums, 0, 1)
+    def byte_dot(out, w, x, offsets):
+        ints = tile_offsets(zeros(n), offsets, 0, 1)
         ints = tile_dot_bytes(ints, load_bytes(w, 0), x, 1, STRIDE)
         acc = tile_scaled(zeros(n), ints, splat(F32(1)), np.ones(1, F32), 0, 0)
         tile_store(out, 0, 16, acc, splat(F32(1)), splat(F32(0)), 16)
 
     @numba.njit
     def nibble_dot(out, w, x, high):
-        ints = tile_offsets(zeros(n), np.int32(3), np.ones(1, np.int32), 0, 0)
+        ints = tile_offsets(zeros(n), np.full(1, 3, np.int32), 0, 0)
         both, sums = load_bytes(w, 0), tile_sums(ints)
         for _ in range(8):
             sums = tile_dot_nibbles(sums, high_nibbles(both) if high else low_nibbles(both), x, 1, STRIDE)
@@ -52,8 +52,8 @@ def _kernels(n: int) -> tuple[Any, Any, Any, Any]:
         tile_store(out, 0, 16, acc, splat(F32(1)), splat(F32(0)), 16)
 
     @numba.njit
-    def scaled(out, k, sums, w, x):
-        ints = tile_offsets(zeros(n), k, sums, 2, 3)
+    def scaled(out, whole, w, x):
+        ints = tile_offsets(zeros(n), whole, 2, 3)
         acc = tile_scaled(zeros(n), ints, load(w, 0), x, 1, STRIDE)
         acc = tile_scaled(acc, ints, load(w, 16), x, 2, STRIDE)
         tile_store(out, 0, 16, acc, splat(F32(1)), splat(F32(0)), 16)
@@ -86,7 +86,7 @@ def test_byte_dots_are_exact_at_the_ends_of_their_range(n: int, values: str) -> 
     for sign in (-127, 127, 0):
         x = np.full((n, STRIDE), sign, np.int8) if sign else rng.integers(-127, 128, (n, STRIDE)).astype(np.int8)
         four, out = x[:, 1:5].astype(np.int32), np.empty((n, 16), F32)
-        KERNELS[n][1](out.reshape(-1), w.reshape(-1), x.reshape(-1), four.sum(axis=1, dtype=np.int32))
+        KERNELS[n][1](out.reshape(-1), w.reshape(-1), x.reshape(-1), -OFFSET * four.sum(axis=1, dtype=np.int32))
         assert np.array_equal(out, four @ w.astype(np.int32).T)
 
 
@@ -105,10 +105,10 @@ def test_nibble_dots_take_one_half_of_each_byte(n: int, high: bool) -> None:
 @pytest.mark.parametrize("n", SIZES)
 def test_whole_numbers_are_scaled_and_added(n: int) -> None:
     rng = np.random.default_rng(n)
-    sums, w = rng.integers(-999, 999, 64).astype(np.int32), rng.integers(-9, 9, (2, 16)).astype(F32)
+    whole, w = rng.integers(-9999, 9999, 64).astype(np.int32), rng.integers(-9, 9, (2, 16)).astype(F32)
     x, out = rng.integers(-9, 9, (n, STRIDE)).astype(F32), np.empty((n, 16), F32)
-    KERNELS[n][3](out.reshape(-1), np.int32(-8), sums, w.reshape(-1), x.reshape(-1))
-    ints = -8 * sums[2 : 2 + 3 * n : 3, None]
+    KERNELS[n][3](out.reshape(-1), whole, w.reshape(-1), x.reshape(-1))
+    ints = whole[2 : 2 + 3 * n : 3, None]
     assert np.array_equal(out, ints * (w[0] * x[:, 1:2]) + ints * (w[1] * x[:, 2:3]))
 
 
@@ -116,7 +116,7 @@ def test_whole_numbers_are_scaled_and_added(n: int) -> None:
 def test_bits_are_those_of_each_byte_alone_and_join_adds_others(shift: int, mask: int) -> None:
     @numba.njit
     def picked(out, a, b, x):
-        ints = tile_offsets(zeros(1), np.int32(0), np.ones(1, np.int32), 0, 0)
+        ints = tile_offsets(zeros(1), np.zeros(1, np.int32), 0, 0)
         both = join(bits(load_bytes(a, 0), shift, mask), bits(load_bytes(b, 0), 1, 64))
         total = tile_total(tile_dot_nibbles(tile_sums(ints), both, x, 0, 0), ints)
         acc = tile_scaled(zeros(1), total, splat(F32(1)), np.ones(1, F32), 0, 0)

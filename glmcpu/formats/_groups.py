@@ -115,7 +115,7 @@ class Grouped:
         self, program: Program, out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]
     ) -> None:
         """out (T, O) = x (T, I) @ weight.T + bias, x quantized to int8 by groups of 32."""
-        quantized, G, O = quantize_rows(program, x), groups(x.shape[1]), out.shape[1]
+        quantized, G, O = quantize_rows(program, x, self.codes[0]), groups(x.shape[1]), out.shape[1]
         shift = (self.group // GROUP).bit_length() - 1
         arguments = (out, arrays["codes"], arrays["scales"], *quantized, bias, len(x), G, O, shift)
         program.add(self.multiply, blocks(O), grain(64 * self._vectors * G), *arguments)

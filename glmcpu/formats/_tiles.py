@@ -2,14 +2,15 @@
 
 A format gives the inner part, block(zero, t, b, ahead, *arguments): outputs of block b for the n tokens from t on, n
 being the size of the tile `zero`. One thread's loop goes over its blocks; weights stream from memory once, at the
-first tile of a block, and come from the cache for the others. So up to TILE tokens are one tile, whatever their number:
-a second one would keep memory waiting. `ahead` is how far in front of that stream the block should prefetch, in bytes:
-at the ends of pages the CPU's own prefetching stops (see benchmarks/LOG.md); it is 0 for the other tiles.
+first tile of a block, and come from the cache for the others. `ahead` is how far in front of that stream the block
+should prefetch, in bytes: at the ends of pages the CPU's own prefetching stops (see benchmarks/LOG.md); it is 0 for the
+other tiles.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from glmcpu.kernels.tiles import tile_size
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.tile import TILE, zeros
 
@@ -46,14 +47,6 @@ def tiled(block: Any) -> Callable[..., Any]:
 
     matmul_range.__module__ = block.__module__  # each format keeps its own on disk
     return kernel()(matmul_range)
-
-
-@kernel()
-def tile_size(left):
-    """How many of the tokens that are left go into the next tile: the last two share what is left of them evenly."""
-    if left <= TILE:
-        return left
-    return TILE if left >= 2 * TILE else (left + 1) // 2
 
 
 def grain(block_bytes: int) -> int:

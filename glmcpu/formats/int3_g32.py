@@ -22,7 +22,16 @@ from glmcpu.formats._groups import Grouped
 from glmcpu.formats._tiles import tiled
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, halves, int32s, operation, signed_bytes, unsigned_bytes
-from glmcpu.simd.tile import steps, tile_dot_nibbles, tile_offsets, tile_scaled, tile_store, tile_sums, tile_total
+from glmcpu.simd.tile import (
+    steps,
+    tile_dot_nibbles,
+    tile_offsets,
+    tile_scaled,
+    tile_store,
+    tile_sums,
+    tile_total,
+    tokens,
+)
 from glmcpu.simd.vector import bits, join, load, load_bytes, load_part, prefetch, splat
 
 BITS_PER_WEIGHT = 3.5
@@ -56,24 +65,24 @@ def _place(out, codes):
 
 
 @kernel()
-def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_sums, bias, G, O):
+def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_offsets, bias, G, O):
     """out[t:t+n, block b], n = the size of the tile `zero`."""
     acc, at = zero, b * G * 192
     for g in range(G):
-        group = t * G + g
-        offsets = tile_offsets(zero, np.int32(-4), x_sums, group, G)
+        group = t * G + g * tokens(zero)
+        offsets = tile_offsets(zero, x_offsets, group, 1)
         sums = tile_sums(offsets)
         x_at, last = group * 32, load_bytes(codes, at)  # any bytes: three steps push them out
         for j in range(steps(3)):
             prefetch(codes, at + 64 * j + ahead)
             three = load_bytes(codes, at + 64 * j)
-            sums = tile_dot_nibbles(sums, bits(three, 0, 7), x_codes, x_at + 8 * j, G * 32)
-            sums = tile_dot_nibbles(sums, bits(three, 3, 7), x_codes, x_at + 8 * j + 4, G * 32)
+            sums = tile_dot_nibbles(sums, bits(three, 0, 7), x_codes, x_at + 8 * j, 32)
+            sums = tile_dot_nibbles(sums, bits(three, 3, 7), x_codes, x_at + 8 * j + 4, 32)
             last = join(bits(last, 2, 63), bits(three, 0, 192))
-        sums = tile_dot_nibbles(sums, bits(last, 2, 7), x_codes, x_at + 24, G * 32)
-        sums = tile_dot_nibbles(sums, bits(last, 5, 7), x_codes, x_at + 28, G * 32)
+        sums = tile_dot_nibbles(sums, bits(last, 2, 7), x_codes, x_at + 24, 32)
+        sums = tile_dot_nibbles(sums, bits(last, 5, 7), x_codes, x_at + 28, 32)
         at += 192
-        acc = tile_scaled(acc, tile_total(sums, offsets), load(scales, (b * G + g) * 16), x_scales, group, G)
+        acc = tile_scaled(acc, tile_total(sums, offsets), load(scales, (b * G + g) * 16), x_scales, group, 1)
     n = min(O - b * 16, 16)
     tile_store(out, t * O + b * 16, O, acc, splat(np.float32(1)), load_part(bias, b * 16, n), n)
 
@@ -83,9 +92,8 @@ _matmul_range = tiled(_block)
 
 @operation
 def _matmul(a, worker, begin, end):
-    x_codes, x_scales, x_sums = signed_bytes(a, 3), floats(a, 4), int32s(a, 5)
-    weight = unsigned_bytes(a, 1), halves(a, 2)
-    _matmul_range(a[7], begin, end, floats(a, 0), *weight, x_codes, x_scales, x_sums, floats(a, 6), a[8], a[9])
+    weight, x = (unsigned_bytes(a, 1), halves(a, 2)), (signed_bytes(a, 3), floats(a, 4), int32s(a, 5))
+    _matmul_range(a[7], begin, end, floats(a, 0), *weight, *x, floats(a, 6), a[8], a[9])
 
 
 _grouped = Grouped(GROUP, CODES, _place, _plain, _matmul)

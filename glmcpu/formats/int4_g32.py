@@ -14,7 +14,16 @@ from glmcpu.formats._groups import Grouped
 from glmcpu.formats._tiles import tiled
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, halves, int32s, operation, signed_bytes, unsigned_bytes
-from glmcpu.simd.tile import steps, tile_dot_nibbles, tile_offsets, tile_scaled, tile_store, tile_sums, tile_total
+from glmcpu.simd.tile import (
+    steps,
+    tile_dot_nibbles,
+    tile_offsets,
+    tile_scaled,
+    tile_store,
+    tile_sums,
+    tile_total,
+    tokens,
+)
 from glmcpu.simd.vector import high_nibbles, load, load_bytes, load_part, low_nibbles, prefetch, splat
 
 BITS_PER_WEIGHT = 4.5
@@ -32,21 +41,21 @@ def place(out, codes):
 
 
 @kernel()
-def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_sums, bias, G, O, shift):
+def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_offsets, bias, G, O, shift):
     """out[t:t+n, block b], n = the size of the tile `zero`; a scale is for 32 << shift inputs."""
     acc, at, scales_at = zero, b * G * 256, b * (((G - 1) >> shift) + 1)
     for g in range(G):
-        group = t * G + g
-        offsets = tile_offsets(zero, np.int32(-8), x_sums, group, G)
+        group = t * G + g * tokens(zero)
+        offsets = tile_offsets(zero, x_offsets, group, 1)
         sums = tile_sums(offsets)
         for j in range(steps(4)):
             prefetch(codes, at + 64 * j + ahead)
             both, x_at = load_bytes(codes, at + 64 * j), group * 32 + 8 * j
-            sums = tile_dot_nibbles(sums, low_nibbles(both), x_codes, x_at, G * 32)
-            sums = tile_dot_nibbles(sums, high_nibbles(both), x_codes, x_at + 4, G * 32)
+            sums = tile_dot_nibbles(sums, low_nibbles(both), x_codes, x_at, 32)
+            sums = tile_dot_nibbles(sums, high_nibbles(both), x_codes, x_at + 4, 32)
         at += 256
         scale = load(scales, (scales_at + (g >> shift)) * 16)
-        acc = tile_scaled(acc, tile_total(sums, offsets), scale, x_scales, group, G)
+        acc = tile_scaled(acc, tile_total(sums, offsets), scale, x_scales, group, 1)
     n = min(O - b * 16, 16)
     tile_store(out, t * O + b * 16, O, acc, splat(np.float32(1)), load_part(bias, b * 16, n), n)
 
@@ -57,9 +66,8 @@ _matmul_range = tiled(_block)
 @kernel()
 def multiply(a, begin, end):
     """Blocks begin..end of the product whose arguments Grouped.matmul wrote to the slots `a`."""
-    x_codes, x_scales, x_sums = signed_bytes(a, 3), floats(a, 4), int32s(a, 5)
-    weight = unsigned_bytes(a, 1), halves(a, 2)
-    _matmul_range(a[7], begin, end, floats(a, 0), *weight, x_codes, x_scales, x_sums, floats(a, 6), a[8], a[9], a[10])
+    weight, x = (unsigned_bytes(a, 1), halves(a, 2)), (signed_bytes(a, 3), floats(a, 4), int32s(a, 5))
+    _matmul_range(a[7], begin, end, floats(a, 0), *weight, *x, floats(a, 6), a[8], a[9], a[10])
 
 
 @operation

@@ -20,7 +20,7 @@ from glmcpu.kernels.quantize_rows import quantize_rows
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import floats, int32s, operation, signed_bytes
 from glmcpu.simd.program import Program
-from glmcpu.simd.tile import OFFSET, steps, tile_dot_bytes, tile_offsets, tile_scaled, tile_store
+from glmcpu.simd.tile import OFFSET, steps, tile_dot_bytes, tile_offsets, tile_scaled, tile_store, tokens
 from glmcpu.simd.vector import load, load_bytes, load_part, prefetch, splat
 
 BITS_PER_WEIGHT = 8.0
@@ -54,7 +54,7 @@ def matmul(
     program: Program, out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]
 ) -> None:
     """out (T, O) = x (T, I) @ weight.T + bias, x quantized to int8 by groups of 32."""
-    quantized, G, O = quantize_rows(program, x), groups(x.shape[1]), out.shape[1]
+    quantized, G, O = quantize_rows(program, x, -OFFSET), groups(x.shape[1]), out.shape[1]
     arguments = (out, arrays["codes"], arrays["scales"], *quantized, bias, len(x), G, O)
     program.add(_matmul, blocks(O), grain(G * GROUP * ROWS), *arguments)
 
@@ -69,17 +69,17 @@ def _pack_parallel(codes, scales, weight, half):
 
 
 @kernel()
-def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_sums, bias, G, O):
+def _block(zero, t, b, ahead, out, codes, scales, x_codes, x_scales, x_offsets, bias, G, O):
     """out[t:t+n, block b], n = the size of the tile `zero`."""
     acc, one, at = zero, splat(np.float32(1)), b * G * 512
     for g in range(G):
-        group = t * G + g
-        ints = tile_offsets(zero, np.int32(-OFFSET), x_sums, group, G)
+        group = t * G + g * tokens(zero)
+        ints = tile_offsets(zero, x_offsets, group, 1)
         for j in range(steps(8)):
             prefetch(codes, at + 64 * j + ahead)
-            ints = tile_dot_bytes(ints, load_bytes(codes, at + 64 * j), x_codes, group * 32 + 4 * j, G * 32)
+            ints = tile_dot_bytes(ints, load_bytes(codes, at + 64 * j), x_codes, group * 32 + 4 * j, 32)
         at += 512
-        acc = tile_scaled(acc, ints, one, x_scales, group, G)
+        acc = tile_scaled(acc, ints, one, x_scales, group, 1)
     n = min(O - b * 16, 16)
     tile_store(out, t * O + b * 16, O, acc, load(scales, b * 16), load_part(bias, b * 16, n), n)
 
@@ -89,6 +89,5 @@ _matmul_range = tiled(_block)
 
 @operation
 def _matmul(a, worker, begin, end):
-    x_codes, x_scales, x_sums = signed_bytes(a, 3), floats(a, 4), int32s(a, 5)
-    weight = signed_bytes(a, 1), floats(a, 2)
-    _matmul_range(a[7], begin, end, floats(a, 0), *weight, x_codes, x_scales, x_sums, floats(a, 6), a[8], a[9])
+    weight, x = (signed_bytes(a, 1), floats(a, 2)), (signed_bytes(a, 3), floats(a, 4), int32s(a, 5))
+    _matmul_range(a[7], begin, end, floats(a, 0), *weight, *x, floats(a, 6), a[8], a[9])

@@ -136,7 +136,7 @@ def _dot_range(zero, out, weights, x, none_yet, loops, begin, end):
     """Tiles as large as `zero`; the sums are stored, or the compiler would leave everything out."""
     one, none = splat(np.float32(1)), splat(np.float32(0))
     for chunk in range(begin, end):
-        ints = tile_offsets(zero, np.int32(0), none_yet, 0, 0)
+        ints = tile_offsets(zero, none_yet, 0, 0)
         for _ in range(loops):
             for group in range(0, _VECTORS, 8):
                 sums = tile_sums(ints)

@@ -4,7 +4,8 @@ A weight vector holds 16 outputs; a token contributes one number (or four bytes)
 of weights serves n tokens, nothing is ever summed across lanes, and a token's result is the same whatever n is.
 
     acc = zeros(4)                                 n registers of 0.0; n is a constant, kernels are compiled for each
-    ints = tile_offsets(acc, k, x, i, stride)      as many of int32: ints[t] = k * x[i + t*stride] in every lane
+    n = tokens(acc)                                n again
+    ints = tile_offsets(acc, x, i, stride)         as many of int32: ints[t] = x[i + t*stride] in every lane
     acc = tile_fma(acc, w, x, i, stride)           acc[t] += w * x[i + t*stride]
     ints = tile_dot_bytes(ints, w, x, i, stride)   ints[t] += by fours, 64 bytes w * the 4 bytes x[i + t*stride ..]
     sums = tile_sums(ints)                         room for the same with nibbles, 8 times at most:
@@ -71,20 +72,26 @@ def zeros(context: Any, n: Any) -> Any:
 
 
 @intrinsic
-def tile_offsets(context: Any, like: Any, factor: Any, x: Any, index: Any, stride: Any) -> Any:
-    """tile[t] = factor * x[index + t*stride] (int32) in every lane, for as many t as `like` has."""
+def tokens(context: Any, tile: Any) -> Any:
+    """How many vectors a tile has, as a constant."""
+    return types.intp(tile), lambda context, builder, signature, args: ir.Constant(I64, tile.n)
+
+
+@intrinsic
+def tile_offsets(context: Any, like: Any, x: Any, index: Any, stride: Any) -> Any:
+    """tile[t] = x[index + t*stride] (int32) in every lane, for as many t as `like` has."""
     tile = Tile(i32x16, like.n)
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        _, factor, x, index, stride = args
-        pointer = address(context, builder, signature.args[2], x, index)
+        _, x, index, stride = args
+        pointer = address(context, builder, signature.args[1], x, index)
         result = ir.Constant(tile.ir, ir.Undefined)
         for t in range(tile.n):
-            value = builder.mul(factor, builder.load(_at(builder, pointer, stride, t)))
-            result = builder.insert_value(result, emit_splat(builder, value), t)
+            value = emit_splat(builder, builder.load(_at(builder, pointer, stride, t)))
+            result = builder.insert_value(result, value, t)
         return result
 
-    return tile(like, types.int32, x, types.intp, types.intp), emit
+    return tile(like, x, types.intp, types.intp), emit
 
 
 @intrinsic
@@ -195,7 +202,7 @@ tile_dot_nibbles = _dot_word(
 )
 tile_dot_bytes = _dot_word(
     isa.dot_bytes,
-    "The same for w in -128..127, plus OFFSET * (sum of the x): start acc at tile_offsets(acc, -OFFSET, sums, ...).",
+    "The same for w in -128..127, plus OFFSET * (sum of the x): start acc at tile_offsets of -OFFSET * the sums.",
 )
 
 
