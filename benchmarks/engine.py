@@ -1,18 +1,19 @@
 """Several answers at once: how much more than one stream do eight give, and how long does one that runs ever wait?
 
-    python benchmarks/engine.py [MODEL] [--streams 8] [--prompt 128] [--tokens 32] [--joins 500] [--cache int8]
+    python benchmarks/engine.py [MODEL] [--streams 8] [--prompt 128] [--tokens 24] [--joins 500] [--cache int8]
 
 MODEL is a packed model, by default random weights of the 6B shape in int4_g32 (3.5 GB of disk while it runs). Every
 answer is sampled as chat() does, so that nothing repeats itself and is guessed ahead. Measured are tokens per second of
-one stream and of all together once every prompt has been read, the first token of the last of the streams that were
-asked for at once, and then the longest gap between two tokens of a running stream while one more prompt, of --joins
-tokens, is read. The last line is the same as JSON.
+one stream, before and after, and of all together once every prompt has been read, both from the median time between
+tokens; the first token of the last of the streams that were asked for at once; and the longest gap between two tokens
+of a running stream while one more prompt, of --joins tokens, is read. The last line is the same as JSON.
 """
 
 import argparse
 import itertools
 import json
 import os
+import statistics
 import threading
 import time
 from contextlib import nullcontext
@@ -49,12 +50,10 @@ def main() -> None:
 
 def run(engine: Engine, options: argparse.Namespace) -> None:
     """Measures and prints."""
-    one = ask(engine, options.prompt, 1)
-    single = rate(one, options.tokens)
-    leave(one)
+    one = alone(engine, options)
     begin_s = time.perf_counter()
     running = ask(engine, options.prompt, options.streams)
-    together = rate(running, options.tokens)
+    together = options.streams / statistics.median(steps(running, options.tokens))
     last_s = max(client.times[0] for client in running) - begin_s
     leave(running[:1])
     begin_s = time.perf_counter()
@@ -63,6 +62,7 @@ def run(engine: Engine, options: argparse.Namespace) -> None:
     end_s = joined.times[0]
     gap_s = max(longest_gap(client.times, begin_s, end_s) for client in running[1:])
     leave([joined, *running[1:]])
+    single = 1 / statistics.median(one + alone(engine, options))
     print(f"one stream            {single:6.1f} tokens/s")
     print(f"{options.streams} streams             {together:6.1f} tokens/s, {together / single:.2f} times as many")
     print(f"first token of the last of {options.streams} prompts of {options.prompt} asked for at once: {last_s:.1f} s")
@@ -72,6 +72,14 @@ def run(engine: Engine, options: argparse.Namespace) -> None:
     )
     found = {"one_tok_per_s": single, "tok_per_s": together, "ratio": together / single, "last_first_s": last_s}
     print(json.dumps({"name": "engine", **found, "gap_s": gap_s, "join_s": end_s - begin_s, "pause_s": options.pause}))
+
+
+def alone(engine: Engine, options: argparse.Namespace) -> list[float]:
+    """The steps of one stream."""
+    one = ask(engine, options.prompt, 1)
+    found = steps(one, options.tokens)
+    leave(one)
+    return found
 
 
 class Client:
@@ -108,15 +116,15 @@ def leave(clients: list[Client]) -> None:
         client.thread.join()
 
 
-def rate(clients: list[Client], tokens: int) -> float:
-    """Tokens per second of all, over so many of each after the last of them has begun."""
+def steps(clients: list[Client], tokens: int) -> list[float]:
+    """Seconds from token to token, so many of each client once the last of them has begun."""
     for client in clients:
         wait(client, 1)
-    begin_s = max(client.times[0] for client in clients)
-    for client, begun in zip(clients, [len(client.times) for client in clients], strict=True):
-        wait(client, begun + tokens)
-    end_s = min(client.times[-1] for client in clients)
-    return sum(begin_s < moment <= end_s for client in clients for moment in client.times) / (end_s - begin_s)
+    begun = [len(client.times) for client in clients]
+    for client, n in zip(clients, begun, strict=True):
+        wait(client, n + tokens)
+    taken = [client.times[n - 1 : n + tokens] for client, n in zip(clients, begun, strict=True)]
+    return [later - earlier for times in taken for earlier, later in itertools.pairwise(times)]
 
 
 def longest_gap(times: list[float], begin_s: float, end_s: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu import files, formats, packed
+from glmcpu import files, formats, packed, pages
 from glmcpu.errors import DataError, MachineError, printable
 from glmcpu.kernels.elements import largest_magnitude
 from glmcpu.packed import ALIGNMENT, TOKENIZER, Contents
@@ -72,6 +72,7 @@ def write(job: Job, target: Path, source_files: Callable[[], dict[str, Any]], pr
             raise MachineError(f"{job.name}: its files changed while they were read; run again")
         file.seek(0)
         file.write(header)
+        pages.read_anew(file)
         _compare(file, output, lambda n: progress("checking", n, data_bytes))
 
 
@@ -195,7 +196,6 @@ def _check_finite(name: str, tensor: str, values: NDArray[np.float32], begin: in
 
 def _compare(file: BinaryIO, output: _Output, progress: Callable[[int], None]) -> None:
     """Reads the finished file back; raises MachineError when the disk gives back other bytes."""
-    file.flush()
     for name, entry in output.tensors.items():
         file.seek(output.data_begin + entry.begin)
         crc, left = 0, entry.end - entry.begin

@@ -15,7 +15,6 @@ multiple of 64 come first, then the others by falling item size, so each one is 
     checksums       JSON: tensor -> CRC-32 of its bytes        digest   SHA-256 of this header without the digest
 """
 
-import contextlib
 import hashlib
 import json
 import mmap
@@ -30,7 +29,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from glmcpu import formats, strict_json
+from glmcpu import formats, pages, strict_json
 from glmcpu.errors import DataError, MachineError, printable, shown
 from glmcpu.files import open_regular, reason
 from glmcpu.formats import Weight
@@ -99,7 +98,7 @@ class PackedFile:
             self._check_tensors()
             try:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                _ask_for_large_pages(self._map)
+                pages.ask_for_large_pages(self._map)
             except (OSError, ValueError) as error:
                 raise MachineError(
                     f"{self._name}: {self.size_bytes:,} bytes cannot be mapped: {reason(error)}; "
@@ -166,13 +165,6 @@ class PackedFile:
                 raise DataError(
                     f"{self._name}: the header holds no checksum of tensor '{name}'; convert the model again"
                 )
-
-
-def _ask_for_large_pages(mapped: mmap.mmap) -> None:
-    """Linux may then read the file in pieces of 2 MB: reading the weights misses fewer page tables, a fifth faster."""
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            mapped.madvise(mmap.MADV_HUGEPAGE)
 
 
 def verify(path: Path, progress: Callable[[int, int], None] | None = None) -> PackedFile:

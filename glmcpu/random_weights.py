@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu import files, formats, models, packed, store
+from glmcpu import files, formats, models, packed, pages, store
 from glmcpu.models import Generation
 from glmcpu.packed import ALIGNMENT, Contents
 from glmcpu.safetensors_header import Entry
@@ -108,6 +108,7 @@ def write(target: Path, generation: str, config: Any, weights: str, progress: Pr
             progress("writing random weights", entry.end, data_bytes)
         file.seek(0)
         file.write(packed.header_bytes(replace(contents, checksums=checksums), tensors))
+        pages.read_anew(file)
 
 
 class _Source(NamedTuple):

@@ -15,7 +15,7 @@ import glmcpu
 
 # Imports point down or stay in their row, and never run in a circle.
 ROWS = (
-    {"simd", "errors", "files", "limits", "memory", "peak_memory", "strict_json", "safetensors_header"},
+    {"simd", "errors", "files", "limits", "memory", "pages", "peak_memory", "strict_json", "safetensors_header"},
     {"formats", "kernels"},
     {"backends", "cache", "packed", "store"},
     {"models", "sampling", "tokenizers", "lookup"},
