@@ -30,7 +30,7 @@ Probabilities = NDArray[np.float64]
 Ids = NDArray[np.intp]
 
 _SAFE_ID, _SAFE_SCORE = 5, 5e4
-_PIECE = 64
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Sampler:
             return np.array([scores.argmax()]), np.ones(1)
         scores = _divide(scores, float(self.temperature))
         if 0 < self.top_k < len(scores):
-            survivors = np.flatnonzero(scores >= _largest(scores, self.top_k))
+            survivors = _top(scores, self.top_k)
             probs = _softmax(scores[survivors])
         else:
             survivors, probs = np.arange(len(scores)), _softmax(scores)
@@ -168,7 +168,7 @@ def log_probability(logits: Scores, token: int) -> float:
 def likeliest(logits: Scores, count: int) -> tuple[tuple[int, float], ...]:
     """The `count` likeliest ids and their log-probabilities, the likeliest first; of equal ones the lowest id."""
     scores = _valid(np.asarray(logits, np.float32))
-    total, candidates = _log_total(scores), np.flatnonzero(scores >= _largest(scores, min(count, len(scores))))
+    total, candidates = _log_total(scores), _top(scores, min(count, len(scores)))
     first = candidates[np.argsort(-scores[candidates], kind="stable")][:count]
     return tuple((int(token), float(scores[token]) - total) for token in first)
 
@@ -190,13 +190,22 @@ def _valid(scores: Scores) -> Scores:
     return safe
 
 
-def _largest(scores: Scores, k: int) -> Any:
-    """The k-th largest score. What is below the k-th largest of the pieces' maxima cannot be it, and that is most."""
-    pieces = len(scores) // _PIECE
-    if pieces >= k:
-        maxima = scores[: pieces * _PIECE].reshape(pieces, _PIECE).max(axis=1)
-        scores = scores[scores >= np.partition(maxima, -k)[-k]]
-    return np.partition(scores, -k)[-k]
+def _top(scores: Scores, k: int) -> Ids:
+    """The places of the k largest scores, ascending, and of all that equal the last of them.
+
+    Scores are looked at in columns. A column whose largest is below the k-th largest of the columns' has none of them,
+    and that is most.
+    """
+    columns = len(scores) // _ROWS
+    if columns < k:
+        places = np.arange(len(scores))
+    else:
+        highest = scores[: columns * _ROWS].reshape(_ROWS, columns).max(axis=0)
+        some = np.flatnonzero(highest >= np.partition(highest, -k)[-k])
+        inside = (np.arange(_ROWS)[:, None] * columns + some).reshape(-1)
+        places = np.concatenate([inside, np.arange(columns * _ROWS, len(scores))])
+    candidates = scores[places]
+    return np.sort(places[candidates >= np.partition(candidates, -k)[-k]])
 
 
 def _divide(scores: Scores, temperature: float) -> Scores:
