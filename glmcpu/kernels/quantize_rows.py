@@ -34,7 +34,8 @@ class Quantized(NamedTuple):
 def quantize_rows(program: Program, x: NDArray[np.float32], factor: int) -> Quantized:
     """Quantizes each row of x (T, I) by groups of 32 inputs, the last group filled up with zeros.
 
-    A group with NaN or infinity has such a scale, so the product shows it.
+    factor: the value of a weight stored as 0: -8 where nibbles 0..15 stand for -8..7. A group with NaN or infinity has
+    such a scale, so the product shows it.
     """
     T, I = x.shape
     G = -(-I // GROUP)
