@@ -4,10 +4,12 @@ import contextlib
 import json
 import signal
 import socket
+import sys
 import threading
 from typing import Any
 
 import pytest
+import uvicorn
 from serving import (
     HELLO,
     Live,
@@ -176,3 +178,24 @@ def test_signals_are_given_back() -> None:
         assert signal.getsignal(signal.SIGTERM) == server.server.handle_exit
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     server.taken.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_signal_before_the_loop_runs_ends_the_server_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    uvicorn_runs = uvicorn.Server.run
+
+    def signalled(self: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        uvicorn_runs(self, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", signalled)
+    told = list[str]()
+    service = Service("demo", lambda: pytest.fail("loaded"))
+    monkeypatch.setattr(service, "start", lambda: None)
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("signal"))
+    try:
+        run.serve(service, Settings(), run.take_port("127.0.0.1", 0), ready=lambda: told.append("ready"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert service.closing
+    assert not told

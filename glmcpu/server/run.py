@@ -85,7 +85,8 @@ def serve(
     """Serves until a signal; `ready` is called when the model is there. Raises what kept the model from loading."""
     _raise_descriptor_limit()
     server = _Server(service, settings, grace_s, ready)
-    with contextlib.suppress(KeyboardInterrupt):
+    # uvicorn takes the signals too, but only in its loop: one that raised while that is made would leave half a loop.
+    with server.capture_signals(), contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[taken])
     if service.failure is not None:
         raise service.failure
