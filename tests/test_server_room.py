@@ -30,6 +30,10 @@ class _Places:
         self.places -= 1
         self.events.append("in")
 
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.events.append("refused")
+
 
 def _room(service: _Places) -> Room:
     return Room(cast(App, service.app), cast(Service, service))
@@ -74,13 +78,9 @@ def test_what_asks_for_no_answer_needs_no_place(path: str, method: str) -> None:
 def test_of_a_burst_the_refusals_come_first_and_just_as_many_are_let_in_as_there_are_places() -> None:
     service = _Places(3)
 
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            service.events.append("refused")
-
     async def burst() -> None:
         room = _room(service)
-        await asyncio.gather(*(room(_scope(), _body, send) for _ in range(10)))
+        await asyncio.gather(*(room(_scope(), _body, service.send) for _ in range(10)))
 
     asyncio.run(burst())
     assert service.events == ["refused"] * 7 + ["in"] * 3
@@ -89,14 +89,10 @@ def test_of_a_burst_the_refusals_come_first_and_just_as_many_are_let_in_as_there
 def test_those_that_ask_a_few_turns_later_are_refused_before_anyone_is_let_in() -> None:
     service = _Places(2)
 
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            service.events.append("refused")
-
     async def waves() -> None:
         room, asked = _room(service), list[Any]()
         for _ in range(5):
-            asked += [asyncio.create_task(room(_scope(), _body, send)) for _ in range(2)]
+            asked += [asyncio.create_task(room(_scope(), _body, service.send)) for _ in range(2)]
             for _ in range(4):  # between taking a connection and having read what it asks
                 await asyncio.sleep(0)
         await asyncio.gather(*asked)
