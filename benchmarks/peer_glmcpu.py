@@ -22,7 +22,7 @@ class Glmcpu:
 
     @property
     def about(self) -> str:
-        from glmcpu.backends.cpu import machine
+        from glmcpu.kernels.machine import machine
 
         here = machine()
         return f"glmcpu {glmcpu.__version__}, {here['isa']}, {here['threading_layer']}, on {here['cpu']}"

@@ -3,6 +3,7 @@
     folder or hub name -> checkpoint (readers without torch) -> official names and shapes checked -> packed file
     packed model in f16 or f32 -> a smaller one
     and with a text to calibrate on, between reading and writing: each matrix rounded by its inputs (calibrate.py)
+    and with an adapter, while reading: LoRA is taken up into the weights (merge.py)
 
 What is checked before the first byte is written: that the files are whole and of one revision, that every tensor the
 config demands is there in the right shape, that the disk has room.
@@ -20,17 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from glmcpu import __version__, files, formats, limits, packed, store, texts
-from glmcpu.errors import DataError, MachineError, Notice, UsageError, printable, shown
+from glmcpu.errors import DataError, Notice, UsageError, printable, shown
 from glmcpu.model import open_tokenizer
 
 from . import calibrate as calibration
-from . import chatglm, mixed, work_folder, writer
+from . import chatglm, merge, mixed, work_folder, writer
 from .calibrate import LEAST_TOKENS
 from .chatglm import Source
 from .checkpoint import LAYOUTS, open_checkpoint
+from .digests import digests_of, sha256
 from .layer_by_layer import Text, multiplied
 from .origin import Origin
 from .packed_source import EXACT, open_packed
@@ -53,6 +54,8 @@ def convert(
     bits: float | None = None,
     calibrate: str | os.PathLike[str] | None = None,
     calibration_tokens: int = CALIBRATION_TOKENS,
+    adapter: str | os.PathLike[str] | None = None,
+    lora_alpha: float | None = None,
 ) -> Path:
     """Converts a checkpoint into one packed file and returns its path.
 
@@ -67,12 +70,16 @@ def convert(
     calibrate    a text (texts.py), or "included" for the one that comes with glmcpu, to round the weights by, for
                  formats with scales of groups; of it the sequences that fit into `calibration_tokens`. Interrupted,
                  the same call goes on with the next layer
+    adapter      a folder or file with LoRA, to be part of the weights; then the default name is
+                 NAME-ADAPTER-WEIGHTS.safetensors
+    lora_alpha   for LoRA that does not say its alpha, or instead of what it says
 
     An official int8 or int4 checkpoint keeps its codes and scales when `weights` is the same number of bits;
-    calibration takes the weights they stand for. Raises UsageError, DataError, MachineError or NetworkError; what was
-    at `destination` before is then untouched.
+    calibration takes the weights they stand for, and so does an adapter. Raises UsageError, DataError, MachineError or
+    NetworkError; what was at `destination` before is then untouched.
     """
     formats.load(weights)
+    merge.check(adapter, lora_alpha)
     if bits is not None:
         mixed.check(bits)
         weights = f"{bits:g}bits"
@@ -80,11 +87,15 @@ def convert(
         _check_calibration(None if bits is not None else weights, calibration_tokens)
     report = progress or (lambda stage, done, total: None)
     path, name, commit, hashes = _locate(os.fspath(source), revision, offline, report)
+    if adapter is not None:
+        name = f"{name}-{merge.label(adapter)}"
     target = store.home() / f"{name}-{weights}{store.SUFFIX}" if destination is None else _target(destination)
     with _opened(path, commit) as origin:
         _check_target(target, path)
         for note in origin.notes:
             warnings.warn(f"{origin.name}: {note}", Notice, stacklevel=2)
+        if adapter is not None:
+            origin = merge.with_adapter(origin, adapter, lora_alpha)
         data = _tokenizer(origin, tokenizer)
         text = None
         if calibrate is not None or bits is not None:
@@ -115,7 +126,7 @@ def convert(
 def _write(job: writer.Job, target: Path, hashes: dict[str, str | None], report: Progress) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:  # hashes the files while they are converted and in the page cache
-        hashing = pool.submit(_source_files, job.tensors.files, hashes, stop)
+        hashing = pool.submit(digests_of, job.tensors.files, hashes, stop)
         try:
             writer.write(job, target, hashing.result, report)
         finally:
@@ -143,7 +154,7 @@ def _text(
         message = f"{shown(path)}: {text.tokens:,} tokens to calibrate with; some thousands more would serve better"
         warnings.warn(message, Notice, stacklevel=3)
     calibration.require_memory(config, text.tokens)
-    _, digest = _sha256(path, threading.Event())
+    _, digest = sha256(path)
     return text, {"file": printable(path.name), "sha256": digest, "tokens": text.tokens}
 
 
@@ -152,8 +163,9 @@ def _write_calibrated(
 ) -> None:
     """Rounds by what a text gives each matrix to multiply, layer by layer on disk, and writes the packed file."""
     config, chosen = origin.config, job.formats
-    made_of = _source_files(origin.tensors.files, hashes, threading.Event())
-    everything = [__version__, made_of, job.contents.config, dict(chosen), calibration.digest(text)]
+    made_of = digests_of(origin.tensors.files, hashes)
+    adapters = origin.about.get("adapters")
+    everything = [__version__, made_of, adapters, job.contents.config, dict(chosen), calibration.digest(text)]
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
     residual = 2 * text.tokens, config.channels
     with work_folder.opened(target, key, config.layers, residual) as folder:
@@ -266,25 +278,3 @@ def _tokenizer(origin: Origin, given: str | os.PathLike[str] | None) -> bytes | 
         data, name = files.read_bytes(found, limits.TOKENIZER_BYTES), str(found)
     open_tokenizer(data, origin.config, name)
     return data
-
-
-def _source_files(paths: tuple[Path, ...], known: dict[str, str | None], stop: threading.Event) -> dict[str, Any]:
-    """File name -> size and SHA-256 of the source's files; digests the hub has vouched for are taken as known."""
-    found = {}
-    for path in paths:
-        digest = known.get(path.name)
-        size, computed = _sha256(path, stop) if digest is None else (path.stat().st_size, digest)
-        found[path.name] = {"sha256": computed, "size": size}
-    return found
-
-
-def _sha256(path: Path, stop: threading.Event) -> tuple[int, str]:
-    state, size, buffer = hashlib.sha256(), 0, bytearray(1 << 20)
-    try:
-        with files.open_regular(path) as file:
-            while not stop.is_set() and (n := file.readinto(buffer)):
-                state.update(memoryview(buffer)[:n])
-                size += n
-    except DataError as error:  # it was there when the checkpoint was opened
-        raise MachineError(f"{error}: it was removed while it was converted; run again") from error
-    return size, state.hexdigest()

@@ -163,7 +163,7 @@ class _Rounding(Work):
 
             def nearest(slab: Floats, wanted: Floats) -> tuple[formats.Arrays, Floats]:
                 arrays = form.pack(slab)
-                return arrays, form.rows(arrays, np.arange(len(slab)), weight.I)
+                return arrays, formats.decoded(form, arrays, np.arange(len(slab)), weight.I)
 
             return nearest
         kind = formats.group_format(name)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glmcpu.adapters.lora import LowRank
 from glmcpu.errors import DataError, printable
 from glmcpu.models import chatglm
 from glmcpu.models.chatglm import Config
@@ -45,6 +46,7 @@ class Source:
     I: int
     bits: int  # 4, 8, or 0 for floats
     scale: str | None
+    low_rank: LowRank | None = None  # what an adapter adds to it (merge.py)
 
 
 def read_config(table: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None, name: str) -> Config:
@@ -66,6 +68,12 @@ def read_config(table: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | 
     )
     chatglm.check(config, name, {ours: key for key, (ours, _) in _FIELDS.items()})
     return config
+
+
+def official_config(config: Config) -> dict[str, Any]:
+    """The official config.json of our Config."""
+    table = {key: getattr(config, ours) for key, (ours, _) in _FIELDS.items()}
+    return {"model_type": "chatglm", "position_encoding_2d": config.rotary_parts == 2, **table}
 
 
 def quantization(table: Mapping[str, Any], name: str) -> tuple[int, bool]:

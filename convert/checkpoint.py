@@ -10,7 +10,7 @@
 
 Opening reads headers and pickles only and checks every size in them; values are read a slab at a time. What tensors a
 model must have is not known here: the converter compares with its config. metadata.total_size of an index is ignored,
-the official one is stale.
+the official one is stale. An adapter's folder (glmcpu/adapters) is read through the same functions.
 """
 
 import contextlib
@@ -44,6 +44,15 @@ class TensorInfo:
     shape: tuple[int, ...]
     file: str
     storage: tuple[str, str, int, tuple[int, ...], tuple[int, ...]]  # file, key, offset, shape, stride
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is in the open weight files of one layout."""
+
+    files: tuple[Path, ...]  # every file read, the index too
+    stored: dict[str, StoredTensor]
+    promised: dict[str, str]  # tensor -> file, where the index names one that no file holds
 
 
 @dataclass
@@ -88,41 +97,49 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises DataError when there is none, or a file of it is missing, damaged or not what its name says; MachineError
     when the system refuses to read one.
     """
-    names = _listed(folder)
+    names = listed(folder, "give the folder that has config.json and the weights")
     if "config.json" not in names:
         raise DataError(f"{shown(folder)}: config.json is missing; fetch the whole model folder from the hub")
-    config = _read_table(folder / "config.json", limits.CONFIG_BYTES)
+    config = read_table(folder / "config.json", limits.CONFIG_BYTES)
     read = [folder / "config.json"]
     tokenizer_config = None
     if "tokenizer_config.json" in names:
         read.append(folder / "tokenizer_config.json")
-        tokenizer_config = _read_table(read[-1], limits.CONFIG_BYTES)
+        tokenizer_config = read_table(read[-1], limits.CONFIG_BYTES)
     layouts = [name for name in LAYOUTS if name in names]
     if not layouts:
         raise DataError(f"{shown(folder)}: no weights; expected pytorch_model*.bin or model*.safetensors in the folder")
-    promised = _weight_map(folder / layouts[0]) if layouts[0].endswith(".json") else {}
-    if promised:
-        read.append(folder / layouts[0])
-    shards = sorted(set(promised.values())) or [layouts[0]]
-    _require_present(folder, shards)
     other = [name for name in layouts[1:] if name.split(".")[0] != layouts[0].split(".")[0]]
     with contextlib.ExitStack() as files:
-        stored = _read_all(folder, shards, files)
+        weights = open_weights(folder, layouts[0], files)
         return Checkpoint(
             config=config,
             tokenizer_config=tokenizer_config,
             tokenizer=folder / "ice_text.model" if "ice_text.model" in names else None,
-            files=tuple(sorted(read + [folder / name for name in shards])),
+            files=tuple(sorted([*read, *weights.files])),
             notes=tuple(f"{layouts[0]} is used and {name} beside it is not" for name in other[:1]),
-            tensors={name: _info(name, tensor) for name, tensor in stored.items()},
-            _stored=stored,
-            promised={name: file for name, file in promised.items() if name not in stored},
+            tensors={name: _info(name, tensor) for name, tensor in weights.stored.items()},
+            _stored=weights.stored,
+            promised=weights.promised,
             _files=files.pop_all(),
         )
 
 
-def _listed(folder: Path) -> set[str]:
-    advice = "give the folder that has config.json and the weights"
+def open_weights(folder: Path, layout: str, files: contextlib.ExitStack) -> Weights:
+    """Opens a weight file of the folder, or an index's shards; `files` closes them. Errors as of open_checkpoint."""
+    promised = _weight_map(folder / layout) if layout.endswith(".index.json") else {}
+    shards = sorted(set(promised.values())) or [layout]
+    _require_present(folder, shards)
+    stored = _read_all(folder, shards, files)
+    return Weights(
+        files=tuple(folder / name for name in [layout] * bool(promised) + shards),
+        stored=stored,
+        promised={name: file for name, file in promised.items() if name not in stored},
+    )
+
+
+def listed(folder: Path, advice: str) -> set[str]:
+    """The names in a folder; raises DataError with `advice` when it is none, MachineError when we may not look."""
     try:
         return set(os.listdir(folder))
     except FileNotFoundError as error:
@@ -156,8 +173,8 @@ def _info(name: str, tensor: StoredTensor) -> TensorInfo:
     return TensorInfo(name, storage.dtype, tensor.shape, file, identity)
 
 
-def _read_table(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON file that must hold an object."""
+def read_table(path: Path, limit: int) -> dict[str, Any]:
+    """The object in a JSON file; raises DataError when there is none."""
     data = read_bytes(path, limit)
     if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
         refuse_known(data, shown(path))
@@ -169,7 +186,7 @@ def _read_table(path: Path, limit: int) -> dict[str, Any]:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor name -> file name of an index. Only plain names of files in the same folder get through."""
-    table = _read_table(path, limits.INDEX_BYTES).get("weight_map")
+    table = read_table(path, limits.INDEX_BYTES).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise DataError(f"{shown(path)}: has no weight_map; get the file again")
     if len(table) > limits.TENSORS:

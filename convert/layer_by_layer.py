@@ -139,6 +139,21 @@ class Work:
     def finish(self) -> None:
         self._inner.finish()
 
+    def numbers(self, x: Floats) -> Floats:
+        return x
+
+    def keep(self, weight: Weight) -> Weight:
+        return weight
+
+    def keep_vector(self, values: Floats) -> Floats:
+        return values
+
+    def available_bytes(self) -> int | None:
+        return self._inner.available_bytes()
+
+    def cache_kind(self, formats: Mapping[str, str]) -> str:
+        return "f32"
+
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
         return KVCache(1, H, D, capacity, "f32")
 
@@ -154,6 +169,9 @@ class Work:
 
     def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
         return self._inner.take(x, which)
+
+    def block(self, residual: list[Floats], compute: Callable[[list[Floats]], Floats]) -> Floats:
+        return compute(residual)
 
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         return compute(h, None)

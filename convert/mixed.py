@@ -126,7 +126,7 @@ class _Meter(Work):
 def _rounded(weight: Floats, name: str) -> Floats:
     """Rows (o, I) as a format keeps them."""
     form = formats.load(name)
-    return form.rows(form.pack(weight), np.arange(len(weight)), weight.shape[1])
+    return formats.decoded(form, form.pack(weight), np.arange(len(weight)), weight.shape[1])
 
 
 def energy(x: Floats) -> float:

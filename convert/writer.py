@@ -21,6 +21,7 @@ from glmcpu.packed import ALIGNMENT, TOKENIZER, Contents
 from glmcpu.safetensors_header import Entry
 
 from .chatglm import Source
+from .merge import merged
 from .origin import Tensors
 
 Progress = Callable[[str, int, int], None]
@@ -147,6 +148,8 @@ def float_slabs(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
     """Blocks of rows (o, I) f32 of a matrix, and the scales (o,) of those that are stored quantized.
 
+    Where an adapter is merged, the rows are those of the sum, which have no scales. This is the only place that reads a
+    matrix, so whoever measures or rounds sees the same weights.
     A block is a multiple of 16 rows, of about `slab_bytes`, and valid until the next is asked for. Raises DataError,
     beginning with `name`, for what is not finite or larger than `largest`.
     """
@@ -158,7 +161,10 @@ def float_slabs(
     for slab in tensors.slabs(source.weight, rows):
         scale = None if scales is None else scales[begin : begin + len(slab)]
         weight = slab if scale is None else _dequantize(slab, scale, source.bits)
-        _check_finite(name, source.weight, weight, begin, largest)
+        what = f"tensor '{source.weight}'"
+        if source.low_rank is not None:
+            weight, scale, what = merged(weight, source.low_rank, begin), None, f"{what} with its adapter"
+        _check_finite(name, what, weight, begin, largest)
         yield weight, scale
         begin += len(slab)
 
@@ -175,11 +181,11 @@ def _dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) 
 def finite_vector(tensors: Tensors, theirs: str, name: str) -> NDArray[np.float32]:
     """A bias or a norm's vector; raises DataError, beginning with `name`, when it is not finite."""
     values = tensors.read(theirs)
-    _check_finite(name, theirs, values[None], 0, float("inf"))
+    _check_finite(name, f"tensor '{theirs}'", values[None], 0, float("inf"))
     return np.asarray(values, np.float32)
 
 
-def _check_finite(name: str, tensor: str, values: NDArray[np.float32], begin: int, largest: float) -> None:
+def _check_finite(name: str, what: str, values: NDArray[np.float32], begin: int, largest: float) -> None:
     """Raises DataError for NaN, infinity, or a weight that half precision cannot hold."""
     extreme = largest_magnitude(values)
     if extreme <= largest and extreme < float("inf"):
@@ -189,7 +195,7 @@ def _check_finite(name: str, tensor: str, values: NDArray[np.float32], begin: in
     value = values[row, column]
     remedy = f"at most {largest:,.0f} in this format; use --weights f32" if np.isfinite(value) else "finite numbers"
     raise DataError(
-        f"{name}: tensor '{tensor}' holds {value} at row {begin + row:,}, column {column:,} ({len(bad):,} such in "
+        f"{name}: {what} holds {value} at row {begin + row:,}, column {column:,} ({len(bad):,} such in "
         f"{len(values):,} rows); weights must be {remedy}"
     )
 

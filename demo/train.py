@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from glmcpu.backends.torch import Backend, NoCache
+from glmcpu.backends import torch_training
+from glmcpu.backends.torch_training import WholeSequence
 from glmcpu.formats import Weight
 from glmcpu.models import Part, chatglm
 from glmcpu.models.chatglm import ChatGLM, Config
@@ -74,10 +76,31 @@ def initial(config: Config, seed: int, device: str) -> Weights:
     )
 
 
-def backend(device: str) -> Backend:
-    """In bfloat16 where that is fast."""
-    fast = device != "cpu" or torch.cpu._is_amx_tile_supported()
-    return Backend(device, torch.bfloat16 if fast else torch.float32)
+class Backend(torch_training.Backend):
+    """Weights are float32 tensors (O, I) that are trained; products are in bfloat16 where that is fast."""
+
+    def __init__(self, device: str = "cpu", dtype: str | None = None) -> None:
+        fast = device != "cpu" or torch.cpu._is_amx_tile_supported()
+        super().__init__(device, dtype or ("bf16" if fast else "f32"))
+
+    def keep(self, weight: Weight) -> Weight:
+        return weight
+
+    def keep_vector(self, values: Any) -> Tensor:
+        return values
+
+    def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Tensor:
+        return functional.embedding(torch.from_numpy(ids).to(self.device), self._values(weight))
+
+    def linear(self, x: Tensor, weight: Weight, out: None = None) -> Tensor:
+        bias: Any = weight.bias  # of an embedding None
+        values, bias = self._values(weight).to(self.dtype), None if bias is None else bias.to(self.dtype)
+        return functional.linear(x.to(self.dtype), values, bias)
+
+    @staticmethod
+    def _values(weight: Weight) -> Tensor:
+        values: Any = weight.arrays["values"]
+        return values
 
 
 def loss(model: ChatGLM, batch: list[Ids], device: str) -> Tensor:
@@ -87,7 +110,7 @@ def loss(model: ChatGLM, batch: list[Ids], device: str) -> Tensor:
     drown a sum's one digit. Only few shapes occur, since libraries prepare matrix products anew for each.
     """
     S = _width(max(len(ids) for ids, _ in batch))
-    parts: Any = [Part([*ids, *[model.config.pad] * (S - len(ids))], NoCache(S)) for ids, _ in batch]  # type: ignore[arg-type]
+    parts: Any = [Part([*ids, *[model.config.pad] * (S - len(ids))], WholeSequence(S)) for ids, _ in batch]  # type: ignore[arg-type]
     wanted = np.concatenate([b * S + np.arange(answer - 1, len(ids) - 1) for b, (ids, answer) in enumerate(batch)])
     targets = np.concatenate([ids[answer:] for ids, answer in batch])
     missing = -len(wanted) % _SCORED
@@ -125,7 +148,7 @@ def train(
 ) -> Weights:
     """Trains for so many steps; report(step, mean loss of late, seconds so far)."""
     weights = initial(config, seed, device)
-    model = ChatGLM(config, weights, backend(device))  # type: ignore[arg-type]
+    model = ChatGLM(config, weights, Backend(device))  # type: ignore[arg-type]
     optimizers = _optimizers(weights)
     begun, of_late = time.monotonic(), 0.0
     stream = batches(examples)

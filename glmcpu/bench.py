@@ -14,23 +14,20 @@ of the two. Medians; the spread is from the 10th to the 90th percentile.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from glmcpu import formats
-from glmcpu.backends import cpu
+from glmcpu import backends, formats
 from glmcpu.cache import KVCache
 from glmcpu.kernels import BLOCK
-from glmcpu.kernels.ceiling import Ceilings
-from glmcpu.memory import available_bytes
+from glmcpu.kernels.ceiling import Ceilings as KernelCeilings
 from glmcpu.model import Model, read_config
-from glmcpu.models import LanguageModel, Part
+from glmcpu.models import Part
 from glmcpu.packed import TOKENIZER, PackedFile
-from glmcpu.peak_memory import peak_rss_bytes
 
 _SEED = 6
 
@@ -109,9 +106,34 @@ class Run:
     fma_gmac_per_s: float
     load_s: float
     first_token_s: float | None  # of the first prompt in `prefill`
-    peak_rss_bytes: int | None  # of this process so far, all sequences' caches included
+    peak_rss_bytes: int | None  # of this process so far, or of the GPU; all sequences' caches included
     prefill: list[Prefill]
     decode: list[Decode]
+
+
+class Ceilings(Protocol):
+    """The limits of what computes: kernels/ceiling.py, or backends/torch_ceilings.py."""
+
+    threads: int
+    read_gb_per_s: float
+    dot_gmac_per_s: float
+    fma_gmac_per_s: float
+
+    def read(self) -> float: ...
+    def dot(self) -> float: ...
+    def fma(self) -> float: ...
+    def peak_bytes(self) -> int | None: ...
+    def machine(self) -> dict[str, Any]: ...
+
+
+def ceilings_of(loading: Mapping[str, Any]) -> Ceilings:
+    """The limits of the machine, for a model that is loaded with these options; raises what Model.load raises."""
+    if loading["backend"] != "torch":
+        return KernelCeilings(loading["threads"])
+    backends.load("torch", device=loading["device"], dtype=loading["dtype"])  # says what is missing
+    from glmcpu.backends import torch_ceilings
+
+    return torch_ceilings.Ceilings(loading["threads"], loading["device"], loading["dtype"])
 
 
 Event = Opened | Prefill | Decode | LeftOut | Run
@@ -122,16 +144,16 @@ def measure(
     plan: Plan,
     ceilings: Ceilings,
     opened: Callable[[], None] = lambda: None,
-    cache: str | None = None,
+    **loading: Any,
 ) -> Iterator[Event]:
     """Measures the packed model `path`: Opened, then each row as it is known, and at the end the Run.
 
-    opened() is called as soon as the file is mapped; `cache` is how keys and values are kept. Raises what Model.load
-    raises, MachineError too when the memory does not suffice for one sequence of the longest context.
+    opened() is called as soon as the file is mapped; `loading` are options of Model.load. Raises what that raises,
+    MachineError too when the memory does not suffice for one sequence of the longest context.
     """
     begin = time.perf_counter()
     longest = max(plan.prompts + plan.contexts) + plan.tokens
-    loaded = Model.load(path, threads=ceilings.threads, context=longest, cache=cache)
+    loaded = Model.load(path, context=longest, **{**loading, "threads": ceilings.threads})
     load_s = time.perf_counter() - begin
     work = _work(path)
     opened()
@@ -142,7 +164,7 @@ def measure(
     # A context is also a prompt that was read, so the two are measured length by length.
     for length in sorted({*plan.prompts, *plan.contexts}):
         ids = prompt(loaded.config, length)
-        bench = _Bench(loaded.language_model, ids, plan, ceilings, work)
+        bench = _Bench(loaded, ids, plan, ceilings, work)
         row = bench.prefill(plan.repeats if length in plan.prompts else 1)
         if length in plan.prompts:
             prefills.append(row)
@@ -191,8 +213,9 @@ def _work(path: Path) -> _Work:
 class _Bench:
     """The measurements at one length."""
 
-    def __init__(self, model: LanguageModel, ids: Sequence[int], plan: Plan, ceilings: Ceilings, work: _Work) -> None:
-        self._model, self._ids, self._plan, self._ceilings, self._work = model, ids, plan, ceilings, work
+    def __init__(self, model: Model, ids: Sequence[int], plan: Plan, ceilings: Ceilings, work: _Work) -> None:
+        self._model, self._available_bytes = model.language_model, model.available_bytes
+        self._ids, self._plan, self._ceilings, self._work = ids, plan, ceilings, work
         self._capacity = len(ids) + 1 + plan.tokens
         self._caches: list[KVCache] = []
 
@@ -222,7 +245,7 @@ class _Bench:
 
     def decode(self, batch: int) -> Decode | LeftOut:
         """Continues `batch` sequences together, from the prompt on, with copies of its cache."""
-        needed, have = (batch - len(self._caches)) * _nbytes(self._caches[0]), available_bytes()
+        needed, have = (batch - len(self._caches)) * self._caches[0].nbytes, self._available_bytes()
         if have is not None and needed > have:
             return LeftOut(len(self._ids), batch, needed, have)
         while len(self._caches) < batch:
@@ -231,7 +254,7 @@ class _Bench:
         seconds = [s for _ in range(self._plan.repeats) for s in self._steps(self._caches[:batch])]
         read_gb_per_s = (before + self._ceilings.read()) / 2
         middle, context = statistics.median(seconds), len(self._ids)
-        position_bytes = _nbytes(self._caches[0]) / -(-self._capacity // BLOCK) / BLOCK
+        position_bytes = self._caches[0].nbytes / -(-self._capacity // BLOCK) / BLOCK
         read_bytes = self._work.weights_bytes + batch * position_bytes * (context + (1 + self._plan.tokens) / 2)
         low, high = _percentiles(seconds)
         return Decode(
@@ -260,8 +283,7 @@ class _Bench:
     def _copy(self) -> KVCache:
         """Another sequence's cache with memory of its own."""
         other = self._model.new_cache(self._capacity)
-        for name, array in _arrays(self._caches[0]).items():
-            getattr(other, name)[...] = array
+        other.copy_from(self._caches[0])
         return other
 
 
@@ -269,15 +291,6 @@ def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
     """The 10th and the 90th percentile."""
     low, high = np.percentile(seconds, (10, 90))
     return float(low), float(high)
-
-
-def _arrays(cache: KVCache) -> dict[str, np.ndarray[Any, Any]]:
-    """Whatever arrays a cache has."""
-    return {name: value for name, value in vars(cache).items() if isinstance(value, np.ndarray)}
-
-
-def _nbytes(cache: KVCache) -> int:
-    return sum(array.nbytes for array in _arrays(cache).values())
 
 
 def _run(
@@ -289,8 +302,7 @@ def _run(
     prefills: list[Prefill],
     decodes: list[Decode],
 ) -> Run:
-    here = cpu.machine()
-    peak = peak_rss_bytes()
+    here = ceilings.machine()
     return Run(
         model=model,
         format=work.format,
@@ -305,8 +317,7 @@ def _run(
         fma_gmac_per_s=ceilings.fma_gmac_per_s,
         load_s=load_s,
         first_token_s=prefills[0].first_token_s if prefills else None,
-        # The memory that is read for the ceiling is there all the time, so it is part of every peak.
-        peak_rss_bytes=None if peak is None else peak - ceilings.extra_bytes,
+        peak_rss_bytes=ceilings.peak_bytes(),
         prefill=prefills,
         decode=decodes,
     )

@@ -273,5 +273,5 @@ def _ended(tokens: list[Token]) -> list[Item]:
 
 def _budget(model: Model, parallel: int) -> int:
     """As much as that many full caches take, or what is available less a tenth."""
-    full, available = parallel * model.cache_bytes(model.context), memory.available_bytes()
+    full, available = parallel * model.cache_bytes(model.context), model.available_bytes()
     return full if available is None else min(full, available - available // 10)

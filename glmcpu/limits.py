@@ -36,6 +36,11 @@ FEED_FORWARD = 1 << 20
 VOCABULARY = 1 << 20
 CONTEXT = 1 << 20
 
+# adapters
+PREFIX_TOKENS = 4096
+LORA_RANK = 1024
+LORA_ALPHA = 1 << 20
+
 # conversation
 INPUT_BYTES = 1 << 20
 CONVERSATION_BYTES = 64 << 20
@@ -76,3 +81,8 @@ SCHEMA_MULTIPLE = 10_000  # the least common multiple of all multipleOf
 BENCH_BATCH = 1024
 BENCH_REPEATS = 1000
 EVAL_TOKENS = 1 << 22  # scored; what is kept of them takes 100 MB a model
+
+# tuning
+TUNING_EXAMPLES = 1 << 20
+TUNING_BATCH = 4096
+TUNING_STEPS = 10_000_000

@@ -30,9 +30,8 @@ def alloc(shape: tuple[int, ...], dtype: DTypeLike, why: str) -> NDArray[np.gene
         ) from error
 
 
-def require(needed_bytes: int, why: str) -> None:
-    """Raises MachineError when less than `needed_bytes` of memory is available, before the work starts."""
-    have = available_bytes()
+def require(needed_bytes: int, why: str, have: int | None) -> None:
+    """Raises MachineError when there is less memory than `needed_bytes`, before the work starts; None is unknown."""
     if have is not None and needed_bytes > have:
         raise MachineError(
             f"{why} needs {megabytes(needed_bytes)} of memory and {megabytes(have)} are available; "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from glmcpu import backends, limits, memory, models, store
 from glmcpu import chat as conversation
 from glmcpu import packed as packed_file
+from glmcpu.cache import kind_beside
 from glmcpu.chat import ChatSession
 from glmcpu.errors import DataError, UsageError, printable, shown
 from glmcpu.generate import Options, Progress, Token, generate, whole_numbers
@@ -28,6 +29,8 @@ from glmcpu.tokenizers.chatglm import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from glmcpu.adapters import Adapter
 
 
 class Model:
@@ -41,12 +44,16 @@ class Model:
         context: int,
         cache_bytes: Callable[[int], int],
         drafts: bool = True,
+        adapter: "Adapter | None" = None,
+        available_bytes: Callable[[], int | None] = memory.available_bytes,
     ) -> None:
         """`load` makes one.
 
         language_model   ids to scores, several sequences in a pass: for the engine and for measuring
         cache_bytes      memory of a full cache of so many tokens
         drafts           whether a pass over several ids gives the very scores of passes over one
+        adapter          what was loaded beside the weights
+        available_bytes  memory there is where the model runs
         """
         self.path = path
         self.context = context
@@ -54,6 +61,8 @@ class Model:
         self.language_model = model
         self.cache_bytes = cache_bytes
         self.drafts = drafts
+        self.adapter = adapter
+        self.available_bytes = available_bytes
 
     @classmethod
     def load(
@@ -64,37 +73,64 @@ class Model:
         context: int | None = None,
         backend: str = "cpu",
         cache: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        lora_alpha: float | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
     ) -> "Model":
         """Opens a packed model by path, or by name in the models folder; nothing is copied into memory.
 
         threads   of the kernels; None: one for each physical core
         context   tokens of prompt and answer together; None: as many as the model was trained on, 2048 for ChatGLM-6B;
                   beyond that quality falls
-        backend   "cpu", or "reference": plain NumPy, exact and slow
+        backend   "cpu"; "torch": on a GPU, needs the extra "torch"; or "reference": plain NumPy, exact and slow
         cache     how keys and values are kept: "f16", "int8" (half the memory) or "f32"; None: f16 beside quantized
                   weights, f32 beside others
+        adapter   a folder or file with a P-Tuning v2 prefix or LoRA matrices (adapters/), used beside the weights
+        lora_alpha  for LoRA files that do not say it; 32 is assumed
+        device    of torch: "cuda", "mps" or "cpu"; None: the best there is
+        dtype     of torch's products: "f16", "bf16" or "f32"; None: f32 on a CPU, f16 elsewhere
 
-        Raises DataError for a file that is missing, damaged or no packed model, UsageError for an option out of
-        range, MachineError when the memory does not suffice.
+        Raises DataError for a file that is missing, damaged or no packed model or adapter, UsageError for an option
+        out of range, MachineError when the memory does not suffice.
         """
         if context is not None and (not isinstance(context, int) or not 1 <= context <= limits.CONTEXT):
             raise UsageError(f"context={printable(context)}: a whole number from 1 to {limits.CONTEXT:,} is needed")
-        arithmetic = backends.load(backend, threads, cache)
+        arithmetic = backends.load(backend, threads, cache, device, dtype)
         packed = PackedFile(store.find(path_or_name))
         generation, config = read_config(packed)
         if context is None:
             context = min(config.trained_context, limits.CONTEXT)
+        added = None
+        if adapter is not None:
+            from glmcpu import adapters
+            from glmcpu.adapters.beside import attach
+
+            added = adapters.read(adapter, config, lora_alpha=lora_alpha)
+            arithmetic = attach(arithmetic, added.prefix, added.low_rank)
+        elif lora_alpha is not None:
+            raise UsageError(f"lora_alpha={printable(lora_alpha)}: is for LoRA matrices; name them with adapter")
+        prefix, kind = added.prefix_tokens if added else 0, arithmetic.cache_kind(packed.formats)
 
         def cache_bytes(tokens: int) -> int:
-            return generation.cache_bytes(config, packed.formats, tokens, cache)
+            return generation.cache_bytes(config, prefix + tokens, kind)
 
         memory.require(
             packed.size_bytes + cache_bytes(context),
             f"{shown(packed.path)} with a context of {context:,}",
+            arithmetic.available_bytes(),
         )
-        model = generation.build(config, packed, arithmetic)
-        # NumPy's matrix product rounds one row another way than several.
-        return cls(packed.path, model, _tokenizer(packed, config), context, cache_bytes, drafts=backend != "reference")
+        model, tokenizer = generation.build(config, packed, arithmetic), _tokenizer(packed, config)
+        return cls(
+            packed.path,
+            model,
+            tokenizer,
+            context,
+            cache_bytes,
+            drafts=backend == "cpu",  # library products round one row another way than several
+            adapter=added,
+            available_bytes=arithmetic.available_bytes,
+        )
 
     @property
     def config(self) -> Any:
@@ -241,7 +277,8 @@ class Description:
 
     def memory_bytes(self, context: int) -> int:
         """Memory a conversation needs: the mapped file and a full cache of `context` tokens."""
-        return self.file_bytes + models.load(self.generation).cache_bytes(self.config, self.formats, context)
+        kind = kind_beside(self.formats)
+        return self.file_bytes + models.load(self.generation).cache_bytes(self.config, context, kind)
 
 
 def describe(path: Path) -> Description:

@@ -11,8 +11,8 @@ the model was trained on, and a window of plain text takes the same form:
                                                         ^ begin: from here on each id has to be predicted
 
 Plain text is encoded in blocks of whole lines, with the ids it has as one text. Its last window is what is left; less
-than half a window is left out. Reading needs memory for one line or block, however long the file is. Left out: keys of
-other names, such as those of published data sets; rename them.
+than half a window is left out. Reading needs memory for one line or block, however long the file is. Keys may have
+other names where `examples` is given their Columns; further keys do not matter.
 """
 
 import io
@@ -31,8 +31,24 @@ from glmcpu.tokenizers.chatglm import Tokenizer
 LEAST_TOKENS = 4  # of plain text, so that two are scored
 _BLOCK_CHARS = 1 << 16
 _BOM = b"\xef\xbb\xbf"
-_FORM = '{"prompt": "..", "response": ".."}'
 _Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the keys of a line are called; a line may be without the history. AdvertiseGen has content and summary."""
+
+    prompt: str = "prompt"
+    response: str = "response"
+    history: str = "history"
+
+    @property
+    def form(self) -> str:
+        """A line in short, for errors."""
+        return f'{{{_key(self.prompt)}: "..", {_key(self.response)}: ".."}}'
+
+
+COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
@@ -91,37 +107,44 @@ def is_jsonl(path: _Path) -> bool:
     return os.fspath(path).lower().endswith((".jsonl", ".json")) or start.removeprefix(_BOM).lstrip().startswith(b"{")
 
 
-def examples(path: _Path) -> Iterator[Example]:
+def examples(path: _Path, columns: Columns = COLUMNS) -> Iterator[Example]:
     """The examples of a JSONL file, blank lines left out; raises DataError as `sequences` does."""
     found = False
     for number, line in _lines(path):
         if line.strip():
             found = True
             where = _where(path, number)
-            yield _example(parse_line(line.rstrip("\r\n").encode(), where, _FORM), where, number)
+            yield _example(parse_line(line.rstrip("\r\n").encode(), where, columns.form), columns, where, number)
     if not found:
-        raise DataError(f"{shown(path)}: is empty; expected a line {_FORM} for each example")
+        raise DataError(f"{shown(path)}: is empty; expected a line {columns.form} for each example")
 
 
-def _example(value: dict[str, Any], where: str, number: int) -> Example:
-    for key in ("prompt", "response"):
-        if key not in value:
+def _example(value: dict[str, Any], columns: Columns, where: str, number: int) -> Example:
+    for column in (columns.prompt, columns.response):
+        if column not in value:
             has = printable(", ".join(value), 60) or "nothing"
-            raise DataError(f'{where}: has no "{key}" but {has}; expected {_FORM}')
-        if not isinstance(value[key], str):
-            raise DataError(f'{where}: "{key}" is {kind(value[key])}; expected a text')
-    if not value["response"].strip():
-        raise DataError(f'{where}: "response" is empty; expected an answer to score')
-    return Example(value["prompt"], value["response"], _history(value.get("history", []), where), number)
+            raise DataError(f"{where}: has no {_key(column)} but {has}; expected {columns.form}")
+        if not isinstance(value[column], str):
+            raise DataError(f"{where}: {_key(column)} is {kind(value[column])}; expected a text")
+    prompt, response = value[columns.prompt], value[columns.response]
+    if not response.strip():
+        raise DataError(f"{where}: {_key(columns.response)} is empty; expected an answer to score")
+    return Example(prompt, response, _history(value, columns.history, where), number)
 
 
-def _history(value: Any, where: str) -> tuple[tuple[str, str], ...]:
-    rounds = value if isinstance(value, list) else [value]
+def _history(value: dict[str, Any], column: str, where: str) -> tuple[tuple[str, str], ...]:
+    history = value.get(column, [])
+    rounds = history if isinstance(history, list) else [history]
     for n, pair in enumerate(rounds, 1):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            what = f"round {n} of it is {kind(pair)}" if rounds is value else f"is {kind(value)}"
-            raise DataError(f'{where}: "history": {what}; expected a list of ["question", "answer"]')
+            what = f"round {n} of it is {kind(pair)}" if rounds is history else f"is {kind(history)}"
+            raise DataError(f'{where}: {_key(column)}: {what}; expected a list of ["question", "answer"]')
     return tuple((question, answer) for question, answer in rounds)
+
+
+def _key(column: str) -> str:
+    """A column's name for an error line."""
+    return f'"{printable(column, 30)}"'
 
 
 def _windows(path: _Path, tokenizer: Tokenizer, window: int) -> Iterator[Sequence]:

@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import pytest
 from numpy.typing import NDArray
 
 import glmcpu
+from glmcpu import backends
 from glmcpu.convert import convert
 from glmcpu.models.chatglm import ChatGLM, Part
 from glmcpu.packed import PackedFile
 
+# The torch backend is an extra.
+BACKENDS = [name for name in backends.NAMES if name != "torch" or find_spec("torch")]
 SHARED = Path(__file__).parents[1].parent / "shared" / "golden"
 ROOTS = (Path(__file__).parent / "data" / "golden", SHARED / "visible")
 

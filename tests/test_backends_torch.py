@@ -1,152 +1,204 @@
-"""The torch backend: the forward it trains is the forward that runs."""
+"""The torch backend on a CPU: packed weights decoded by torch, its cache, and steps that are recorded and replayed."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import golden
 import numpy as np
 import pytest
 
 from glmcpu import backends, formats
-from glmcpu.errors import UsageError
+from glmcpu.errors import MachineError, UsageError
 from glmcpu.formats import Weight
-from glmcpu.models import Part, chatglm
-from glmcpu.models.chatglm import ChatGLM, Config
+from glmcpu.model import Model
+from glmcpu.models import Part
+from glmcpu.models.chatglm import ChatGLM
+from glmcpu.packed import PackedFile
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-Backend, NoCache = (getattr(import_module("glmcpu.backends.torch"), name) for name in ("Backend", "NoCache"))
-
-CONFIG = Config(
-    vocabulary=57,
-    channels=24,
-    layers=2,
-    heads=3,
-    feed_forward=40,
-    epsilon=1e-5,
-    trained_context=64,
-    rotary_parts=2,
-    bos=50,
-    eos=51,
-    mask=52,
-    gmask=53,
-    pad=3,
-    image_tokens=0,
-    tied=True,
+backend_module, packed, attention = (
+    import_module(f"glmcpu.backends.{name}") for name in ("torch", "_torch_weights", "_torch_attention")
 )
+F32 = np.float32
+# Half precision, in parts of the largest score.
+TOLERANCE = {"f32": 1e-5, "f16": 4e-3, "bf16": 3e-2}
 
 
-class Store:
-    """Random weights, the same for both backends: packed as f32, or as tensors."""
-
-    def __init__(self, config: Config, tensors: bool) -> None:
-        random, self._tensors = np.random.default_rng(5), tensors
-        self.matrices: dict[str, Any] = {
-            name: (random.standard_normal(shape) * 0.4).astype(np.float32)
-            for name, shape in chatglm.matrices(config).items()
-        }
-        self.vectors: dict[str, Any] = {
-            name: (random.standard_normal(n) * 0.3 + name.endswith("scale")).astype(np.float32)
-            for name, n in chatglm.vectors(config).items()
-        }
-        if tensors:
-            for table in (self.matrices, self.vectors):
-                table.update({name: torch.from_numpy(array).requires_grad_() for name, array in table.items()})
-
-    @property
-    def formats(self) -> dict[str, str]:
-        return dict.fromkeys(self.matrices, "f32")
-
-    def weight(self, name: str, O: int, I: int) -> Weight:
-        matrix = self.matrices[name]
-        bias = self.vectors.get(f"{name}.bias", np.zeros(O, np.float32))
-        arrays = {"values": matrix} if self._tensors else formats.load("f32").pack(matrix)
-        return Weight("f32", arrays, bias, O, I, name)
-
-    def vector(self, name: str, n: int) -> Any:
-        return self.vectors[name]
+def weight_of(name: str, O: int, I: int) -> Weight:
+    random = np.random.default_rng(O + I)
+    arrays, bias = formats.load(name).pack(random.normal(size=(O, I)).astype(F32)), random.normal(size=O).astype(F32)
+    for array in (*arrays.values(), bias):
+        array.flags.writeable = False  # as out of a mapped file
+    return Weight(name, arrays, bias, O, I)
 
 
-def models(config: Config = CONFIG) -> tuple[Any, Any]:
-    """The reference's and torch's."""
-    return ChatGLM(config, Store(config, False), backends.load("reference")), ChatGLM(
-        config, Store(config, True), Backend()
-    )
-
-
-def sequences(S: int, contexts: tuple[int, ...]) -> list[list[int]]:
-    """Sequences of S ids whose contexts have these lengths."""
-    random = np.random.default_rng(S)
-    found = []
-    for n in contexts:
-        ids = random.integers(4, 50, S).tolist()
-        ids[n - 2 : n] = [CONFIG.gmask, CONFIG.bos]
-        found.append(ids)
+def kept(weight: Weight) -> Weight:
+    found: Weight = packed.keep(weight, torch.device("cpu"))
     return found
 
 
-def forward(model: Any, batch: list[list[int]], **options: Any) -> Any:
-    backend = model._backend
-    caches = [NoCache(len(ids)) if isinstance(backend, Backend) else model.new_cache(len(ids)) for ids in batch]
-    return model.forward([Part(ids, cache) for ids, cache in zip(batch, caches, strict=True)], **options)
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize(("O", "I"), [(1, 1), (15, 31), (17, 33), (50, 100), (32, 160), (3, 300)])
+def test_torch_reads_the_same_weights_as_numpy(name: str, O: int, I: int) -> None:
+    weight = weight_of(name, O, I)
+    ids = np.array([O - 1, 0, O // 2])
+    found = packed.rows(kept(weight), torch.from_numpy(ids), torch.float32).numpy()
+    assert np.array_equal(found, formats.rows(weight, ids))
 
 
-@pytest.mark.parametrize("parts", [2, 1])
-@pytest.mark.parametrize(("S", "contexts"), [(17, (2, 9, 17)), (5, (3,)), (40, (11, 30))])
-def test_torch_forward_equals_the_reference(S: int, contexts: tuple[int, ...], parts: int) -> None:
-    reference, trained = models(replace(CONFIG, rotary_parts=parts))
-    batch = sequences(S, contexts)
-    expected = forward(reference, batch, every=True)
-    found = forward(trained, batch, every=True).detach().numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("slab", [1, 40 * 96, 1 << 20])
+def test_products_and_their_gradients_are_the_plain_ones(name: str, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(packed._SLAB, "cpu", slab)
+    weight, random = weight_of(name, 70, 96), np.random.default_rng(1)
+    plain = formats.unpack(weight)
+    x, grad = random.normal(size=(5, 96)).astype(F32), random.normal(size=(5, 70)).astype(F32)
+    found = packed.product(torch.from_numpy(x), kept(weight)).numpy()
+    np.testing.assert_allclose(found, x @ plain.T + weight.bias, rtol=0, atol=1e-4)
+    back = packed.gradient(torch.from_numpy(grad), kept(weight)).numpy()
+    np.testing.assert_allclose(back, grad @ plain, rtol=0, atol=1e-4)
 
 
-def test_wanted_tokens_have_the_scores_they_have_among_all() -> None:
-    wanted = np.array([3, 3, 20, 33])
-    for model in models():
-        batch = sequences(17, (4, 9))
-        every, some = (forward(model, batch, **o) for o in ({"every": True}, {"wanted": wanted}))
-        np.testing.assert_allclose(some.detach() if torch.is_tensor(some) else some, every[wanted].tolist(), atol=1e-5)
+def test_on_a_cpu_the_mapped_file_is_read_where_it_lies() -> None:
+    weight = weight_of("int4_g32", 32, 64)
+    tensor: Any = kept(weight).arrays["codes"]
+    assert tensor.data_ptr() == weight.arrays["codes"].ctypes.data
 
 
-def test_what_fills_a_sequence_up_changes_nothing_before_it() -> None:
-    _, model = models()
-    (ids,) = sequences(17, (9,))
-    alone = forward(model, [ids], every=True)
-    filled = forward(model, [[*ids, *[CONFIG.pad] * 6]], every=True)[:17]
-    torch.testing.assert_close(filled, alone, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("weights", formats.names())
+def test_scores_equal_the_reference_ones_in_every_format(weights: str, dtype: str) -> None:
+    path = golden.packed("tiny-mini", weights)
+    ids = golden.case("tiny-mini", "gmask")["input_ids"][0].tolist()
+    expected = Model.load(path, backend="reference").logits(ids)
+    found = Model.load(path, backend="torch", device="cpu", dtype=dtype).logits(ids)
+    assert found.dtype == F32
+    assert np.abs(found - expected).max() < TOLERANCE[dtype] * np.abs(expected).max()
 
 
-def test_gradients_are_those_of_small_changes() -> None:
-    _, model = models()
-    values = []
-    batch = sequences(12, (5, 7))
-
-    def value() -> Any:
-        return forward(model, batch, every=True).double().square().mean()
-
-    value().backward()
-    for weight in (model._layers[1].qkv, model._layers[0].mlp_down, model._embedding):
-        tensor = weight.arrays["values"]
-        place = tuple(int(i) for i in np.unravel_index(int(tensor.grad.abs().argmax()), tensor.shape))
-        expected = float(tensor.grad[place])
-        with torch.no_grad():
-            for step in (1e-2, -2e-2, 1e-2):
-                tensor[place] += step
-                values.append(float(value()))
-        found = (values[-3] - values[-2]) / 2e-2
-        assert found == pytest.approx(expected, rel=0.03)
+def chatglm(record: Callable[..., Any] | None = None) -> ChatGLM:
+    backend: Any = backends.load("torch", device="cpu")
+    backend._record = record
+    file = PackedFile(golden.packed("tiny-mini", "f32"))
+    return ChatGLM(golden.chatglm("tiny-mini", "f32").config, file, backend)
 
 
-def test_sequences_of_several_lengths_are_refused() -> None:
-    _, model = models()
-    with pytest.raises(UsageError, match="sequences of 9 to 17 tokens"):
-        forward(model, [*sequences(17, (4,)), *sequences(9, (4,))])
+class Recorder:
+    """What a CUDA graph does: the step again, on whatever its inputs hold by then."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        self.recorded += 1
+
+        def again() -> Any:
+            self.replayed += 1
+            return step()
+
+        return again
 
 
-def test_bfloat16_is_close() -> None:
-    reference, _ = models()
-    model = ChatGLM(CONFIG, Store(CONFIG, True), Backend(dtype=torch.bfloat16))
-    batch = sequences(17, (2, 9))
-    expected = forward(reference, batch, every=True)
-    found = forward(model, batch, every=True).float().detach().numpy()
-    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+def test_a_recorded_step_is_replayed_for_the_tokens_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "STRIDE", 16)
+    arrays, recorder = golden.case("tiny-mini", "gmask"), Recorder()
+    prompt, answer = arrays["input_ids"][0].tolist(), arrays["greedy_ids"].tolist()
+    model = chatglm(recorder)
+    cache, known, scores = model.new_cache(len(prompt) + len(answer)), list(prompt), []
+    for token in [None, *answer[:-1]]:
+        known += [] if token is None else [token]
+        scores.append(model.forward([Part(known, cache)])[0])
+    np.testing.assert_allclose(scores, arrays["step_logits"], rtol=0, atol=2e-4)
+    positions = range(len(prompt) + 1, len(prompt) + len(answer))
+    assert recorder.replayed == len(positions)
+    assert recorder.recorded == len({-(-n // 16) for n in positions})
+
+
+def test_other_sequences_are_another_recording_and_old_caches_are_let_go() -> None:
+    recorder = Recorder()
+    model = chatglm(recorder)
+    marks = [model.config.gmask, model.config.bos]
+    prompts = [[5, 9, *marks], [7, 8, 6, *marks]]
+    caches = [model.new_cache(20) for _ in prompts]
+    for ids, cache in zip(prompts, caches, strict=True):
+        model.forward([Part(ids, cache)])
+    both = model.forward([Part([*ids, 5], cache) for ids, cache in zip(prompts, caches, strict=True)])
+    alone = model.forward([Part([*prompts[0], 5, 6], caches[0])])
+    assert recorder.recorded == 2
+    plain = chatglm()
+    for ids, row in zip(([*prompts[0], 5], [*prompts[1], 5], [*prompts[0], 5, 6]), [*both, *alone], strict=True):
+        cache = plain.new_cache(20)
+        plain.forward([Part(ids[: ids.index(marks[1]) + 1], cache)])
+        for end in range(ids.index(marks[1]) + 2, len(ids) + 1):
+            expected = plain.forward([Part(ids[:end], cache)])[0]
+        np.testing.assert_allclose(row, expected, rtol=0, atol=1e-4)
+    model.new_cache(20)
+    backend: Any = model._backend
+    assert backend._recorded is None
+
+
+def test_cache_holds_what_the_official_one_does() -> None:
+    arrays = golden.case("tiny-1d", "gmask")
+    model = golden.chatglm("tiny-1d", "f32", "torch")
+    ids = arrays["input_ids"][0].tolist()
+    cache = model.new_cache(len(ids))
+    model.forward([Part(ids, cache)])
+    for n in range(model.config.layers):
+        for found, expected in zip(cache.plain(n), (arrays["cache_k"][n], arrays["cache_v"][n]), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'; devices: cuda, cuda:N, mps, cpu"),
+        ({"device": "cuda:x"}, "unknown device 'cuda:x'"),
+        ({"dtype": "f64"}, "dtype='f64': known are f32 f16 bf16"),
+        ({"cache": "int8"}, "cache='int8': with the torch backend keys and values are kept as they are computed"),
+        ({"cache": "f16", "dtype": "f32"}, "here f32; leave --cache out"),
+    ],
+)
+def test_options_the_backend_lacks_are_refused(options: dict[str, str], fact: str) -> None:
+    with pytest.raises(UsageError, match=fact):
+        backends.load("torch", **{"device": "cpu", **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"torch sees no device 'cuda' on this machine; it has: .*cpu"):
+        backends.load("torch", device="cuda")
+
+
+def test_a_full_device_is_the_machines_failure() -> None:
+    with (
+        pytest.raises(MachineError, match=r"no memory left on cpu; .*lower --context"),
+        backends.load("torch", device="cpu").exclusive(),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4_g32"])
+def test_what_torch_compiles_gives_the_same_products(weights: str, recwarn: pytest.WarningsRecorder) -> None:
+    """Where there is no C++ compiler a notice says so, and the plain operations do it."""
+    weight, x = weight_of(weights, 40, 64), torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    for T in (1, 3):
+        found = packed.product(x[:T], kept(weight), compiled=True)
+        torch.testing.assert_close(found, packed.product(x[:T], kept(weight)), rtol=0, atol=1e-4)
+
+
+def test_without_a_compiler_a_notice_says_so_and_the_product_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_plain_only", set())
+
+    def fail(*_: object) -> Callable[..., Any]:
+        def call(*_: object) -> Any:
+            raise torch._dynamo.exc.TorchDynamoException("no compiler here\nand more")
+
+        return call
+
+    monkeypatch.setattr(packed, "_compiler", fail)
+    weight, x = weight_of("int4_g32", 40, 64), torch.ones(1, 64)
+    with pytest.warns(Warning, match="torch cannot compile here, which is slower: no compiler here$"):
+        found = packed.product(x, kept(weight), compiled=True)
+    torch.testing.assert_close(found, packed.product(x, kept(weight)), rtol=0, atol=1e-4)
+    torch.testing.assert_close(packed.product(x, kept(weight), compiled=True), found)

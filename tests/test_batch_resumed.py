@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from canned_batch import GREEDY, QUESTIONS, WARM, CannedEngine, answers, canned, questions
+from tiny_adapter import prefix_tensors, write_lora, write_prefix
 from tiny_talkers import loaded, talker
 
 from glmcpu import MachineError, Model, Sampler, UsageError, files
@@ -104,9 +105,11 @@ def test_another_model_is_refused(done: Path) -> None:
         canned(done.with_name("in.jsonl"), engine)
 
 
-def test_context_and_cache_are_among_what_decides_an_answer() -> None:
+def test_context_cache_and_adapter_are_among_what_decides_an_answer(tmp_path: Path) -> None:
+    one, other = (write_prefix(tmp_path / str(n), prefix_tensors(n)) for n in (3, 4))
     settings: list[dict[str, Any]] = [{}, {"context": 100}, {"cache": "int8"}, {"cache": "f16"}]
-    assert len({made_with(Model.load(talker("f32"), **own), GREEDY) for own in settings}) == 4
+    settings += [{"adapter": one}, {"adapter": other}, {"adapter": write_lora(tmp_path / "lora")}]
+    assert len({made_with(Model.load(talker("f32"), **own), GREEDY) for own in settings}) == 7
     assert made_with(Model.load(talker("f32"), threads=1), GREEDY) == made_with(loaded("f32"), GREEDY)
 
 

@@ -182,19 +182,19 @@ def test_convert_says_what_it_wrote_and_what_to_do_next(home, converted, capfd):
     assert out.endswith(": 3.0 MB, int4_g32, 4.50 bits per weight; next: glmcpu chat chatglm-6b-int4_g32\n")
     assert err == ""
     options = {"weights": "int4_g32", "tokenizer": None, "revision": None, "offline": False}
-    options |= {"bits": None, "calibrate": None, "calibration_tokens": 8192}
+    options |= {"bits": None, "calibrate": None, "calibration_tokens": 8192, "adapter": None, "lora_alpha": None}
     assert converted == [("THUDM/chatglm-6b", None, options)]
 
 
 def test_convert_passes_every_option_on(home, converted, capfd, tmp_path):
     target = str(tmp_path / "my model.safetensors")
     options = ["-w", "int8", "--revision", "v1.1.0", "--offline", "--tokenizer", "t", "--threads", "1"]
-    options += ["--calibrate", "c", "--calibration-tokens", "1000"]
+    options += ["--calibrate", "c", "--calibration-tokens", "1000", "--adapter", "a", "--lora-alpha", "16"]
     code, out, _ = run(capfd, "convert", "folder", target, *options)
     assert code == 0
     assert out.rstrip().endswith(f'glmcpu chat "{target}"')
     expected = {"weights": "int8", "tokenizer": "t", "revision": "v1.1.0", "offline": True}
-    expected |= {"bits": None, "calibrate": "c", "calibration_tokens": 1000}
+    expected |= {"bits": None, "calibrate": "c", "calibration_tokens": 1000, "adapter": "a", "lora_alpha": 16.0}
     assert converted == [("folder", target, expected)]
 
 

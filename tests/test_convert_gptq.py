@@ -32,7 +32,7 @@ def output_error(x: Array, weight: Array, rounded: Array) -> float:
 
 
 def to_nearest(kind: formats.GroupFormat, weight: Array) -> Array:
-    return kind.rows(kind.pack(weight), np.arange(len(weight)), weight.shape[1])
+    return formats.decoded(kind, kind.pack(weight), np.arange(len(weight)), weight.shape[1])
 
 
 @pytest.mark.parametrize("weight_format", GROUPED)
@@ -53,7 +53,7 @@ def test_stored_codes_and_scales_are_the_weights_that_were_promised(weight_forma
     assert {key: (array.shape, array.dtype) for key, array in stored.items()} == {
         key: (shape, np.dtype(dtype)) for key, (shape, dtype) in kind.layout(35, 200).items()
     }
-    np.testing.assert_array_equal(kind.rows(stored, np.arange(35), 200), rounded.weight)
+    np.testing.assert_array_equal(formats.decoded(kind, stored, np.arange(35), 200), rounded.weight)
 
 
 @pytest.mark.parametrize("weight_format", GROUPED)

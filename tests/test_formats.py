@@ -90,13 +90,14 @@ def test_rows_are_the_weight_within_the_formats_step(name: str, O: int, I: int) 
     ids = [O - 1, 0, O // 2, 0]
     assert np.array_equal(formats.rows(packed, ids), formats.unpack(packed)[ids])
     assert np.array_equal(formats.unpack(packed, O // 2, O), formats.unpack(packed)[O // 2 :])
+    assert formats.rows(packed, ids).flags.c_contiguous  # kernels read on from one row to the next
 
 
 @every_format
 def test_what_is_filled_up_is_zero(name: str) -> None:
     packed = _packed(name, _random(17, 33))
     ids, I = np.arange(32), packed.arrays[next(iter(packed.arrays))].shape[1] if formats.load(name).EXACT else 64
-    whole = formats.load(name).rows(packed.arrays, ids, I)
+    whole = formats.decoded(formats.load(name), packed.arrays, ids, I)
     assert not whole[17:].any()
     assert not whole[:, 33:].any()
 

@@ -35,7 +35,7 @@ def _weight(name: str, codes: NDArray[np.int8], scales: NDArray[np.float32]) -> 
 
 
 def _rows(name: str, arrays: Any, O: int, I: int) -> NDArray[np.float32]:
-    return formats.load(name).rows(arrays, np.arange(O), I)
+    return formats.decoded(formats.load(name), arrays, np.arange(O), I)
 
 
 def _repacked(name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -34,14 +34,14 @@ def test_a_refusal_of_the_system_is_a_machine_error(monkeypatch: pytest.MonkeyPa
 
 def test_require_names_what_is_needed_and_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 2_000_000_000)
-    memory.require(2_000_000_000, "model.safetensors")
+    memory.require(2_000_000_000, "model.safetensors", memory.available_bytes())
     with pytest.raises(MachineError, match=r"^model.safetensors needs 2,500 MB of memory and 2,000 MB are available; "):
-        memory.require(2_500_000_000, "model.safetensors")
+        memory.require(2_500_000_000, "model.safetensors", memory.available_bytes())
 
 
 def test_require_lets_pass_where_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    memory.require(1 << 60, "anything")
+    memory.require(1 << 60, "anything", memory.available_bytes())
 
 
 def test_available_memory_is_a_sensible_number() -> None:

@@ -40,7 +40,7 @@ def prompt() -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", golden.BACKENDS)
 def test_logits_are_the_official_forward_over_the_ids(backend: str) -> None:
     logits = mini(backend=backend).logits(prompt())
     assert logits.dtype == np.float32
@@ -259,7 +259,7 @@ def test_description_counts_what_is_stored() -> None:
     assert description.file_bytes == golden.packed("tiny-mini", "int4_g32").stat().st_size
     assert not description.has_tokenizer
     assert description.config == mini().config
-    cache = chatglm.cache_bytes(description.config, description.formats, 100)
+    cache = chatglm.cache_bytes(description.config, 100, "f16")
     assert description.memory_bytes(100) == description.file_bytes + cache
 
 
@@ -270,7 +270,7 @@ def test_description_of_no_packed_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 2048])
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", golden.BACKENDS)
 def test_kernels_can_be_compiled_before_the_first_question(context: int, backend: str) -> None:
     model = mini(context=context, backend=backend)
     model.compile()

@@ -10,7 +10,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from glmcpu import limits, texts
 from glmcpu.errors import DataError
-from glmcpu.texts import Example, examples, sequences
+from glmcpu.texts import Columns, Example, examples, sequences
 
 TOKENIZER = tiny_tokenizer()
 
@@ -45,6 +45,33 @@ def test_history_becomes_the_rounds_of_a_chat_prompt(tmp_path: Path) -> None:
     context = TOKENIZER.chat_prompt("你好", [("hello", "world"), ("a", "")])
     assert found.ids == TOKENIZER.encode_pair(context, "b")
     assert list(examples(path)) == [Example("你好", "b", (("hello", "world"), ("a", "")), 1)]
+
+
+def test_the_columns_of_a_data_set_may_have_any_names_and_its_history_may_be_absent_or_empty(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path,
+        {"content": "类型#上衣", "summary": "很好", "prompt": 5, "history": 5},
+        {"content": "a", "summary": "b", "talk": []},
+        {"content": "a", "summary": "b", "talk": [["c", "d"]]},
+    )
+    found = list(examples(path, Columns("content", "summary", "talk")))
+    assert found == [Example("类型#上衣", "很好", (), 1), Example("a", "b", (), 2), Example("a", "b", (("c", "d"),), 3)]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"prompt": "a", "response": "b"}, ['no "content" but prompt, response', '{"content": "..", "summary": ".."}']),
+        ({"content": "a"}, ['no "summary" but content']),
+        ({"content": 1, "summary": "b"}, ['"content" is a number']),
+        ({"content": "a", "summary": " "}, ['"summary" is empty']),
+        ({"content": "a", "summary": "b", "ta\x1blk": [1]}, ['"ta\\x1blk": round 1 of it is a number']),
+    ],
+)
+def test_an_error_says_the_names_of_the_columns(value: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.jsonl: line 1: ") as error:
+        list(examples(jsonl(tmp_path, value), Columns("content", "summary", "ta\x1blk")))
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_blank_lines_count_and_are_left_out_a_byte_order_mark_and_windows_line_ends_do_not_matter(

@@ -17,7 +17,7 @@ from glmcpu.errors import UsageError, printable
 from glmcpu.formats import Weight
 
 Floats = NDArray[np.float32]
-NAMES = ("cpu", "reference")
+NAMES = ("cpu", "reference", "torch")
 
 _SLAB = 512  # tokens
 
@@ -55,14 +55,35 @@ class Backend(Protocol):
     def finish(self) -> None:
         """Returns when the arrays of all operations so far hold their results."""
 
+    def numbers(self, x: Floats) -> Floats:
+        """A finished result as a NumPy array."""
+
+    def keep(self, weight: Weight) -> Weight:
+        """A weight out of a file as the other operations want it: on their device, in its format still."""
+
+    def keep_vector(self, values: Floats) -> Floats:
+        """A norm's vector likewise."""
+
+    def available_bytes(self) -> int | None:
+        """Memory there is for weights and caches; None where unknown."""
+
+    def cache_kind(self, formats: Mapping[str, str]) -> str:
+        """How a cache beside weights in these formats (matrix -> format) keeps numbers: one of cache.KINDS."""
+
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
-        """An empty cache; `formats` (matrix -> format) decides its precision."""
+        """An empty cache of that kind."""
 
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
         """Rows `ids` (T,) of an embedding: (T, C)."""
 
     def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
         """Rows `which` of finished x (T, C)."""
+
+    def block(self, residual: list[Floats], compute: Callable[[list[Floats]], Floats]) -> Floats:
+        """compute(residual), which takes the residual (T, C) out of the list and returns the next one.
+
+        A backend that is asked for gradients may forget what was in between and compute it again.
+        """
 
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         """compute(h, None) (T, O), or compute(some tokens of h, their rows of the result) as often as it takes:
@@ -94,14 +115,33 @@ def slabs(T: int) -> Iterator[slice]:
         yield slice(begin, begin + _SLAB)
 
 
-def load(name: str, threads: int | None = None, cache: str | None = None) -> Backend:
+def load(
+    name: str,
+    threads: int | None = None,
+    cache: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Backend:
     """The backend of that name on `threads` threads; raises UsageError when there is none.
 
-    cache: how keys and values are kept, one of cache.KINDS; None: what suits the weights. The reference keeps f32.
+    cache          how keys and values are kept, one of cache.KINDS; None: what suits the weights. The reference keeps
+                   f32, torch what it computes with
+    device, dtype  for torch: "cuda", "mps" or "cpu", and "f32", "f16" or "bf16"; None: the best there is
     """
     if name not in NAMES:
         raise UsageError(f"unknown backend {printable(name)!r}; backends: {' '.join(NAMES)}")
     if cache is not None and cache not in KINDS:
         raise UsageError(f"cache={printable(cache)!r}: known are {' '.join(KINDS)}")
-    module: Any = import_module(f"{__name__}.{name}")
-    return cast(Backend, module.Backend(threads, cache))
+    placed = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
+    if placed and name != "torch":
+        key, value = next(iter(placed.items()))
+        raise UsageError(f"{key}={printable(value)!r} is for the torch backend, and {name} runs on the CPU; take torch")
+    try:
+        module: Any = import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UsageError(
+            'the torch backend needs PyTorch, which is not installed; run pip install "glmcpu[torch]"'
+        ) from error
+    return cast(Backend, module.Backend(threads, cache, **placed))

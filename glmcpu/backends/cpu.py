@@ -1,22 +1,20 @@
 """The CPU backend: the compiled kernels and formats behind the operations a model asks for."""
 
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu import formats
+from glmcpu import formats, memory
 from glmcpu.backends import Batch, slabs
 from glmcpu.cache import KVCache, kind_beside
 from glmcpu.formats import Weight
 from glmcpu.kernels import activations, append, attention, norms, threads
-from glmcpu.simd import isa, kernel
+from glmcpu.simd import kernel
 from glmcpu.simd.program import Program
 
 Floats = NDArray[np.float32]
@@ -37,8 +35,7 @@ class Backend:
 
     def is_compiled(self, formats: Mapping[str, str]) -> bool:
         """Whether the kernels are kept in the private folder of simd/kernel.py."""
-        cache = self._cache or kind_beside(formats)
-        return kernel.compiled_before(f"attention._attend_{cache}", *formats.values())
+        return kernel.compiled_before(f"attention._attend_{self.cache_kind(formats)}", *formats.values())
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -75,9 +72,29 @@ class Backend:
                 self._program = written
         return kept[shape].run(_inputs(x, batch))
 
+    def numbers(self, x: Floats) -> Floats:
+        """As it is."""
+        return x
+
+    def keep(self, weight: Weight) -> Weight:
+        """As it is: kernels read the mapped file."""
+        return weight
+
+    def keep_vector(self, values: Floats) -> Floats:
+        """As it is."""
+        return values
+
+    def available_bytes(self) -> int | None:
+        """What the machine has."""
+        return memory.available_bytes()
+
+    def cache_kind(self, formats: Mapping[str, str]) -> str:
+        """The kind asked for, or float16 beside quantized weights."""
+        return self._cache or kind_beside(formats)
+
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
-        """Of the kind asked for, or float16 beside quantized weights."""
-        return KVCache(L, H, D, capacity, self._cache or kind_beside(formats))
+        """cache.py"""
+        return KVCache(L, H, D, capacity, self.cache_kind(formats))
 
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Floats:
         """Rows of the embedding table."""
@@ -86,6 +103,10 @@ class Backend:
     def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
         """A copy of some rows."""
         return np.ascontiguousarray(x[which])
+
+    def block(self, residual: list[Floats], compute: Callable[[list[Floats]], Floats]) -> Floats:
+        """Computes it."""
+        return compute(residual)
 
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         """Some hundred tokens at a time, written to memory of the program."""
@@ -145,25 +166,3 @@ class _Kept:
             mine[:] = other
         self.again()
         return self.out.copy()
-
-
-def machine() -> dict[str, Any]:
-    """What kernels run on: cpu, isa, isas (all this machine has), cores, threads, threading_layer."""
-    return {
-        "cpu": _cpu_name(),
-        "isa": isa.name,
-        "isas": isa.available(),
-        "cores": threads.physical_cores(),
-        "threads": threads.default_threads(),
-        "threading_layer": threads.threading_layer(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu import formats
+from glmcpu import formats, memory
 from glmcpu.backends import Batch, slabs
 from glmcpu.cache import KVCache
 from glmcpu.formats import Weight
@@ -40,6 +40,26 @@ class Backend:
     def finish(self) -> None:
         """Everything is done when it is asked for."""
 
+    def numbers(self, x: Floats) -> Floats:
+        """As it is."""
+        return x
+
+    def keep(self, weight: Weight) -> Weight:
+        """As it is."""
+        return weight
+
+    def keep_vector(self, values: Floats) -> Floats:
+        """As it is."""
+        return values
+
+    def available_bytes(self) -> int | None:
+        """What the machine has."""
+        return memory.available_bytes()
+
+    def cache_kind(self, formats: Mapping[str, str]) -> str:
+        """Always float32."""
+        return "f32"
+
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> KVCache:
         """Always float32."""
         return KVCache(L, H, D, capacity, "f32")
@@ -51,6 +71,10 @@ class Backend:
     def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
         """A copy of some rows."""
         return np.ascontiguousarray(x[which])
+
+    def block(self, residual: list[Floats], compute: Callable[[list[Floats]], Floats]) -> Floats:
+        """Computes it."""
+        return compute(residual)
 
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         """A prompt's tokens a slab at a time."""

@@ -1,13 +1,16 @@
-"""The torch backend: the same operations with gradients, so that a model is trained by the forward it will run with.
+"""The torch backend: the operations of a forward on a GPU or any other device torch knows, from the same packed file.
 
-Arrays are torch tensors on one device. Whole sequences are read at once and no cache is kept; the weights are float32
-tensors that the caller owns (their formats hold "values") and may require gradients. Matrix products and attention can
-run in bfloat16, which is several times faster where the processor or GPU has instructions for it; the residual, the
-norms and the weights stay float32. Needs torch, which is not among glmcpu's requirements.
+    weights      packed, in the device's memory (_torch_weights.py)
+    products     in float16 on a GPU, float32 on a CPU, or as asked for; the residual and the norms are float32
+    attention    torch's scaled_dot_product_attention (_torch_attention.py)
+    a step       on CUDA one graph of all layers, recorded once and replayed: the host says "go" once a token
+
+Needs the extra "torch". Apple's MPS is given operations that its documentation lists, and nobody here could try it.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,61 +19,121 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from glmcpu import memory
 from glmcpu.backends import Batch
-from glmcpu.errors import UsageError
+from glmcpu.backends import _torch_weights as packed
+from glmcpu.backends._torch_attention import Places, TorchCache, attend, place
+from glmcpu.errors import MachineError, UsageError, printable
 from glmcpu.formats import Weight
 
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
-class NoCache:
-    """Stands for the cache of a sequence that is read once, from its beginning."""
-
-    def __init__(self, capacity: int) -> None:
-        self.length, self.capacity = 0, capacity
+Floats = NDArray[np.float32]
 
 
 class Backend:
-    """Operations on `device`; matrix products and attention in `dtype`."""
+    """Operations on `device`, products and attention in `dtype`; `threads` are those of a CPU."""
 
-    def __init__(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self.device, self.dtype = torch.device(device), dtype
-        self._known: tuple[Batch, tuple[Tensor, Tensor, Tensor]] | None = None
+    def __init__(
+        self,
+        threads: int | None = None,
+        cache: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        """None: the best device there is, float32 on a CPU and float16 elsewhere. Raises UsageError."""
+        self.device = device_of(device)
+        self.threads = threads
+        cpu = self.device.type == "cpu"
+        if dtype is not None and dtype not in DTYPES:
+            raise UsageError(f"dtype={printable(dtype)!r}: known are {' '.join(DTYPES)}")
+        self.dtype = DTYPES[dtype or ("f32" if cpu else "f16")]
+        self._check_cache(cache)
+        self._entry = threading.RLock()
+        self._places: tuple[Batch, Places] | None = None
+        self._recorded: tuple[Any, list[Tensor], Callable[[], Tensor]] | None = None
+        self._compiles = self.device.type == "cuda"
+        self._record = _record_graph if self.device.type == "cuda" else None
 
     def is_compiled(self, formats: Mapping[str, str]) -> bool:
-        """Nothing is compiled."""
+        """torch keeps what it compiles, and does not say so."""
         return True
 
-    def exclusive(self) -> AbstractContextManager[object]:
-        """torch needs no protection."""
-        return nullcontext()
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """One forward at a time: recorded steps share their memory. No gradients."""
+        with self._entry, torch.inference_mode(), _explained(self.device):
+            if self.threads is not None and torch.get_num_threads() != self.threads:
+                torch.set_num_threads(self.threads)
+            yield
 
-    def repeat(self, x: Tensor, batch: Batch, compute: Callable[[Tensor, Batch], Tensor]) -> Tensor:
-        """Computes it anew."""
-        return compute(x, batch)
+    def repeat(self, x: Tensor, batch: Batch, compute: Callable[[Tensor, Any], Tensor]) -> Floats:
+        """Records the step the first time, where the device can, and replays it while shapes stay the same."""
+        if self._record is None:
+            return self.numbers(compute(x, batch))
+        places = place(batch, self.dtype, self.device, steady=True)
+        inputs = [x, *places.inputs()]
+        if self._recorded is None or self._recorded[0] != places.shape():
+            self._recorded = None  # its memory first
+            self._recorded = places.shape(), inputs, self._record(lambda: compute(x, places))
+        _, kept, again = self._recorded
+        for mine, theirs in zip(kept, inputs, strict=True):
+            if mine is not theirs:
+                mine.copy_(theirs)
+        return self.numbers(again())
 
     def finish(self) -> None:
-        """Everything is done, or will be in order."""
+        """Operations are in order, and whoever reads a result waits for it."""
 
-    def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> NoCache:
-        """Keys and values are not kept."""
-        return NoCache(capacity)
+    def numbers(self, x: Tensor) -> Floats:
+        """Copied from the device, as float32."""
+        found: Floats = x.float().cpu().numpy()
+        return found
+
+    def keep(self, weight: Weight) -> Weight:
+        """On the device, packed."""
+        with _explained(self.device):
+            return packed.keep(weight, self.device)
+
+    def keep_vector(self, values: Floats) -> Tensor:
+        """On the device."""
+        return packed.tensor_of(values, self.device)
+
+    def available_bytes(self) -> int | None:
+        """Free memory of the GPU, or of the machine."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        return memory.available_bytes()
+
+    def cache_kind(self, formats: Mapping[str, str]) -> str:
+        """As the computation is: f32, or two bytes a number."""
+        return "f32" if self.dtype == torch.float32 else "f16"
+
+    def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> TorchCache:
+        """On the device. What was recorded with an earlier one is forgotten, and its memory with it."""
+        self._recorded = self._places = None
+        with _explained(self.device):
+            return TorchCache(L, H, D, capacity, self.dtype, self.device)
 
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Tensor:
-        """Rows of the embedding table."""
-        return functional.embedding(torch.from_numpy(ids).to(self.device), _values(weight))
+        """Rows of the embedding table, float32."""
+        return packed.rows(weight, packed.tensor_of(ids, self.device), torch.float32)
 
     def take(self, x: Tensor, which: NDArray[np.int64]) -> Tensor:
         """Some rows."""
-        return x.index_select(0, torch.from_numpy(which).to(self.device))
+        return x.index_select(0, packed.tensor_of(which, self.device))
+
+    def block(self, residual: list[Tensor], compute: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """Computes it."""
+        return compute(residual)
 
     def in_slabs(self, h: Tensor, O: int, compute: Callable[[Tensor, None], Tensor]) -> Tensor:
         """All tokens at once."""
         return compute(h, None)
 
     def linear(self, x: Tensor, weight: Weight, out: None = None) -> Tensor:
-        """In `dtype`, as its result is; the bias of an embedding is none."""
-        bias: Any = weight.bias
-        bias = bias.to(self.dtype) if isinstance(bias, Tensor) else None
-        return functional.linear(x.to(self.dtype), _values(weight).to(self.dtype), bias)
+        """In `dtype`, as its result is."""
+        return packed.product(x.to(self.dtype), weight, self._compiles)
 
     def layer_norm(self, x: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
         """In float32."""
@@ -84,34 +147,64 @@ class Backend:
         """In float32."""
         return torch.add(y.float(), h, alpha=alpha)
 
-    def attend(self, qkv: Tensor, layer: int, batch: Batch, heads: int, parts: int) -> Tensor:
-        """Of B sequences that are all S tokens long; raises UsageError for others."""
-        cos, sin, hidden = self._tables(batch, parts)
-        B, _, S = hidden.shape[0], 1, hidden.shape[-1]
-        split = qkv.view(B, S, heads, 3, -1).permute(3, 0, 2, 1, 4)  # (3, B, H, S, D)
-        low, high = split[:2].unflatten(-1, (parts, 2, -1)).unbind(-2)
-        q, k = torch.stack([low * cos - high * sin, high * cos + low * sin], dim=-2).flatten(-3)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + hidden
-        return (scores.softmax(-1) @ split[2]).transpose(1, 2).reshape(B * S, -1)
+    def attend(self, qkv: Tensor, layer: int, batch: Any, heads: int, parts: int) -> Tensor:
+        """_torch_attention.py"""
+        return attend(qkv, layer, self._placed(batch), heads, parts)
 
-    def _tables(self, batch: Batch, parts: int) -> tuple[Tensor, Tensor, Tensor]:
-        """cos and sin (B, 1, S, parts, D/(2 parts)), and 0 or -inf (B, 1, S, S); the same for all layers of a batch."""
-        if self._known is None or self._known[0] is not batch:
-            lengths = {segment.end - segment.begin for segment in batch.segments}
-            if len(lengths) != 1:
-                raise UsageError(
-                    f"sequences of {min(lengths)} to {max(lengths)} tokens; the torch backend needs one length"
-                )
-            B, S = len(batch.segments), lengths.pop()
-            turns = [torch.from_numpy(t).to(self.device, self.dtype) for t in (batch.cos, batch.sin)]
-            visible = torch.from_numpy(np.stack([segment.visible for segment in batch.segments])).to(self.device)
-            hidden = torch.zeros(B, 1, S, S, dtype=self.dtype, device=self.device)
-            hidden.masked_fill_((torch.arange(S, device=self.device) >= visible[:, :, None])[:, None], float("-inf"))
-            cos, sin = (turn.view(B, 1, S, parts, -1) for turn in turns)
-            self._known = batch, (cos, sin, hidden)
-        return self._known[1]
+    def _placed(self, batch: Any) -> Places:
+        """The batch on the device; the same for all layers."""
+        if isinstance(batch, Places):
+            return batch
+        if self._places is None or self._places[0] is not batch:
+            self._places = batch, place(batch, self.dtype, self.device, steady=False)
+        return self._places[1]
+
+    def _check_cache(self, cache: str | None) -> None:
+        if cache is not None and cache != self.cache_kind({}):
+            raise UsageError(
+                f"cache={cache!r}: with the torch backend keys and values are kept as they are computed, here "
+                f"{self.cache_kind({})}; leave --cache out, or take --backend cpu"
+            )
 
 
-def _values(weight: Weight) -> Tensor:
-    values: Tensor = weight.arrays["values"]
-    return values
+def device_of(name: str | None) -> torch.device:
+    """The device of that name, or the best there is; raises UsageError when it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None:
+        name = next(kind for kind, is_there in there.items() if is_there)
+    kind, _, number = name.partition(":")
+    if kind not in there or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UsageError(f"unknown device {printable(name)!r}; devices: cuda, cuda:N, mps, cpu")
+    if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
+        have = [kind for kind, is_there in there.items() if is_there]
+        raise UsageError(f"torch sees no device {name!r} on this machine; it has: {' '.join(have)}")
+    return torch.device(name)
+
+
+@contextlib.contextmanager
+def _explained(device: torch.device) -> Iterator[None]:
+    """Makes a full device a MachineError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            f"no memory left on {device}; close what else uses it, lower --context, or use a smaller weight format"
+        ) from error
+
+
+def _record_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A step as a CUDA graph. It is run once before, on a side stream as CUDA asks: nothing may be compiled in it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+
+    def again() -> Tensor:
+        graph.replay()
+        return out
+
+    return again

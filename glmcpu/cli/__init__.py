@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from glmcpu import __version__
-from glmcpu.cli import batch, bench, chat, convert, info, ls, rm, serve, terminal, verify
+from glmcpu.cli import batch, bench, chat, convert, info, ls, rm, serve, terminal, tune, verify
 from glmcpu.cli import eval as evaluation
 from glmcpu.cli.options import DEBUG, debug_option
 from glmcpu.errors import GlmcpuError, Notice, printable, shown
@@ -62,7 +62,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _module in (batch, bench, chat, convert, evaluation, info, ls, rm, serve, verify):
+for _module in (batch, bench, chat, convert, evaluation, info, ls, rm, serve, tune, verify):
     group.add_command(_module.command)
 group.add_command(serve.web_command)
 

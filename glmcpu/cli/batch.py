@@ -12,13 +12,12 @@ from glmcpu import limits
 from glmcpu.cli import terminal
 from glmcpu.cli.chat import find_model, load_model
 from glmcpu.cli.options import (
-    cache_option,
     context_option,
     debug_option,
+    loading_options,
     make_sampler,
     max_new_tokens_option,
     sampling_options,
-    threads_option,
     whole_number,
 )
 from glmcpu.errors import printable
@@ -42,8 +41,7 @@ REPORTED = 20  # lines with errors that are told one by one; the output has them
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew, whatever OUT.jsonl holds.")
 @context_option
-@cache_option
-@threads_option
+@loading_options
 @debug_option
 def command(
     source: str,
@@ -54,8 +52,7 @@ def command(
     parallel: int | None,
     overwrite: bool,
     context: int | None,
-    cache: str | None,
-    threads: int | None,
+    loading: dict[str, Any],
     **sampling: Any,
 ) -> None:
     """Answer a file of questions.
@@ -77,7 +74,7 @@ def command(
     options = Options(make_sampler(**sampling), max_new_tokens, system)
     here, there = expanded(source), expanded(target)
     batch.check_different(here, there)
-    loaded = load_model(find_model(model), context=context, cache=cache, threads=threads)
+    loaded = load_model(find_model(model), context=context, **loading)
     with engine.Engine(loaded, parallel=parallel or engine.PARALLEL) as running, terminal.StatusLine() as line:
         began_s = time.monotonic()
         work = batch.Batch(running, here, there, options, progress=_Answering(line).show, report=_Reports(line))

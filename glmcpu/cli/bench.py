@@ -15,12 +15,11 @@ import click
 
 from glmcpu import formats, limits
 from glmcpu.cli import terminal
-from glmcpu.cli.options import Check, cache_option, debug_option, threads_option, weight_format, whole_number
+from glmcpu.cli.options import Check, debug_option, loading_options, weight_format, whole_number
 from glmcpu.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from glmcpu.bench import Event, Plan, Run
-    from glmcpu.kernels.ceiling import Ceilings
+    from glmcpu.bench import Ceilings, Event, Plan, Run
 
 DEFAULT_WEIGHTS = "int4_g32"
 _HEADER = f"{'':8}{'tokens':>7}{'batch':>6}{'tok/s':>9}{'p10 .. p90':>18}{'ms':>9}   ceiling"
@@ -85,16 +84,14 @@ def weight_formats(context: click.Context, parameter: click.Parameter, value: st
     help="Measurements of a row.  [default: 3]",
 )
 @click.option("--quick", is_flag=True, help="One prompt, one context, one sequence: half a minute.")
-@cache_option
-@threads_option
+@loading_options
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object on the last line.")
 @click.option("--plot", "picture", metavar="FILE.svg", help='Draw the result; needs pip install "glmcpu[plot]".')
 @debug_option
 def command(
     model: str | None,
     weights: tuple[str, ...] | None,
-    cache: str | None,
-    threads: int | None,
+    loading: dict[str, Any],
     as_json: bool,
     picture: str | None,
     **numbers: Any,
@@ -107,7 +104,6 @@ def command(
     sequences. Prefill is compared with the peak of the dot product, decode with the speed of reading memory.
     """
     from glmcpu import bench
-    from glmcpu.kernels.ceiling import Ceilings
 
     plan = make_plan(**numbers)
     name = find_model(model)
@@ -117,12 +113,12 @@ def command(
         from glmcpu.cli import plot
 
         plot.require(picture)
-    ceilings = Ceilings(threads)
+    ceilings = bench.ceilings_of(loading)
     _show_machine(ceilings)
     runs: list[Run] = []
     for form in weights or (DEFAULT_WEIGHTS,):
         with _opened(name, form) as (path, forget):
-            for event in bench.measure(path, plan, ceilings, forget, cache):
+            for event in bench.measure(path, plan, ceilings, forget, **loading):
                 if isinstance(event, bench.Run):
                     runs.append(dataclasses.replace(event, model=name.name if isinstance(name, Path) else name))
                 _show(event)
@@ -189,9 +185,7 @@ def _opened(name: Path | str, weights: str) -> Iterator[tuple[Path, Any]]:
 
 
 def _show_machine(ceilings: "Ceilings") -> None:
-    from glmcpu.backends import cpu
-
-    here = cpu.machine()
+    here = ceilings.machine()
     terminal.write_line(f"machine   {printable(here['cpu'])}, {here['isa']}")
     terminal.write_line(f"threads   {ceilings.threads} of {here['cores']} cores, {here['threading_layer']}")
     terminal.write_line(

@@ -14,13 +14,12 @@ import click
 from glmcpu import limits, store
 from glmcpu.cli import terminal
 from glmcpu.cli.options import (
-    cache_option,
     context_option,
     debug_option,
+    loading_options,
     make_sampler,
     max_new_tokens_option,
     sampling_options,
-    threads_option,
 )
 from glmcpu.errors import UsageError
 
@@ -41,9 +40,7 @@ _EMBEDDED = (
 @sampling_options
 @max_new_tokens_option
 @context_option
-@cache_option
-@threads_option
-@click.option("--backend", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
+@loading_options
 @click.option("--stats", is_flag=True, help="Show tokens per second after each answer.")
 @click.option(
     "--lookup/--no-lookup",
@@ -58,11 +55,9 @@ def command(
     system: str | None,
     max_new_tokens: int | None,
     context: int | None,
-    cache: str | None,
-    threads: int | None,
-    backend: str,
     stats: bool,
     lookup: bool,
+    loading: dict[str, Any],
     **sampling: Any,
 ) -> None:
     """Talk to a model.
@@ -78,7 +73,7 @@ def command(
     interactive = prompt is None and terminal.is_terminal(sys.stdin) and terminal.is_terminal(sys.stdout)
     path = find_model(model)
     question = "" if interactive else read_prompt(prompt)
-    loaded = load_model(path, context=context, cache=cache, threads=threads, backend=backend)
+    loaded = load_model(path, context=context, **loading)
     session = ChatSession(loaded, sampler=sampler, max_new_tokens=max_new_tokens, system=system, lookup=lookup)
     if interactive:
         from glmcpu.cli import repl
@@ -112,12 +107,15 @@ def find_model(model: str | None) -> Path:
 
 
 def load_model(path: Path, **options: Any) -> "Model":
-    """Opens a packed file; a line says when it is the demo model, and when kernels are compiled first."""
+    """Opens a packed file; lines say when it is the demo model, what its adapter is, and when kernels are compiled."""
     from glmcpu.model import Model
 
     if path == store.embedded():
         terminal.note(_EMBEDDED)
     model = Model.load(path, **options)
+    if model.adapter is not None:
+        for note in (model.adapter.about, *model.adapter.notes):
+            terminal.note(note)
     if not model.is_compiled():
         terminal.note("compiling the kernels for this machine, which is done once and takes some seconds")
         model.compile()

@@ -43,6 +43,10 @@ DEFAULT_WEIGHTS = "int4_g32"
     metavar="N",
     help="How much of FILE to read.  [default: 8192]",
 )
+@click.option("--adapter", metavar="PATH", help="LoRA, a folder or file, to make part of the weights.")
+@click.option(
+    "--lora-alpha", type=float, metavar="X", help="Its alpha, where it has no adapter_config.json.  [default: 32]"
+)
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--tokenizer", metavar="FILE", help="An ice_text.model, when SOURCE has none.")
@@ -55,6 +59,8 @@ def command(
     bits: float | None,
     calibrate: str | None,
     calibration_tokens: int | None,
+    adapter: str | None,
+    lora_alpha: float | None,
     revision: str | None,
     offline: bool,
     tokenizer: str | None,
@@ -91,6 +97,8 @@ def command(
             offline=offline,
             calibrate=calibrate,
             calibration_tokens=calibration_tokens or CALIBRATION_TOKENS,
+            adapter=adapter,
+            lora_alpha=lora_alpha,
         )
     terminal.write_line(_result(path))
 
@@ -111,19 +119,12 @@ class _Progress:
         began_s, before = self._began = self._began or (now, done)
         # A run that goes on does not know how long the layers before took.
         share = (done - before) / max(1, total - before)
-        text = f"{stage}{_left((now - began_s) * (1 / share - 1)) if share > 0 else ''}"
+        text = f"{stage}, {terminal.left((now - began_s) * (1 / share - 1))}" if share > 0 else stage
         if self._line.active:
             self._line.show(text)
         elif stage != self._noted:
             self._noted = stage
             terminal.note(text)
-
-
-def _left(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f", {seconds:.0f} s left"
-    return f", {minutes} min left" if minutes < 60 else f", {minutes // 60} h {minutes % 60} min left"
 
 
 def _result(path: Path) -> str:

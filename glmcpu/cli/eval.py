@@ -1,27 +1,47 @@
-"""`glmcpu eval`: how well models predict a text, and how far they are from a reference.
+"""`glmcpu eval`: how well models predict a text, and how far they are from a reference; or how well they summarise.
 
-On stdout the tables of eval_table.py, and with --json one object on the last line; all else goes to stderr.
+On stdout the tables of eval_table.py or eval_summaries.py, and with --json one object on the last line; all else goes
+to stderr.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from glmcpu import limits
 from glmcpu.cli import terminal
-from glmcpu.cli.options import cache_option, debug_option, threads_option, whole_number
-from glmcpu.errors import UsageError, printable
+from glmcpu.cli.options import (
+    LOADING,
+    columns_options,
+    debug_option,
+    loading_options,
+    sampling_options,
+    whole_number,
+)
+from glmcpu.errors import UsageError
 
 if TYPE_CHECKING:
     from glmcpu.cli.eval_table import Row
     from glmcpu.evaluate import Text
     from glmcpu.model import Model
 
+PERPLEXITY, SUMMARISE = "perplexity", "summarise"
+# Whose an option is; those of neither set are of SUMMARISE.
+_OF_PERPLEXITY = {"reference", "max_tokens", "layers", "picture"}
+_OF_BOTH = {"models", "task", "text", "as_json", "debug", *LOADING}
+
 
 @click.command(name="eval")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option("--text", required=True, metavar="FILE", help="What to predict: JSONL or plain text, in UTF-8.")
+@click.option(
+    "--task",
+    type=click.Choice([PERPLEXITY, SUMMARISE]),
+    default=PERPLEXITY,
+    show_default=True,
+    help="How likely the text is to a model, or how near its own answers come.",
+)
 @click.option("--reference", "-r", metavar="MODEL", help="Compare with this model, usually the one in f16 or f32.")
 @click.option(
     "--max-tokens",
@@ -30,53 +50,111 @@ if TYPE_CHECKING:
     help="Score the first N tokens.  [default: all]",
 )
 @click.option("--layers", is_flag=True, help="Show the error of each kind of matrix; needs --reference.")
-@cache_option
-@threads_option
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object on the last line.")
 @click.option(
     "--plot",
     "picture",
     metavar="FILE.svg",
     help='Draw the errors of matrices and of tokens; needs --reference and pip install "glmcpu[plot]".',
 )
+@columns_options
+@click.option("--output", "-o", metavar="FOLDER", help="Write generated_predictions.txt there: labels and answers.")
+@click.option(
+    "--max-source-length",
+    default=64,
+    show_default=True,
+    type=str,
+    callback=whole_number(3, limits.CONTEXT),
+    metavar="N",
+    help="Tokens of a prompt, two special ones included; what is longer is cut.",
+)
+@click.option(
+    "--max-target-length",
+    default=64,
+    show_default=True,
+    type=str,
+    callback=whole_number(3, limits.CONTEXT),
+    metavar="N",
+    help="Tokens of a response, two special ones included; what is longer is cut.",
+)
+@click.option("--max-examples", callback=whole_number(1), metavar="N", help="Use the first N.  [default: all]")
+@sampling_options
+@loading_options
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object on the last line.")
 @debug_option
 def command(
     models: tuple[str, ...],
     text: str,
-    reference: str | None,
-    max_tokens: int | None,
-    layers: bool,
-    cache: str | None,
-    threads: int | None,
+    task: str,
     as_json: bool,
-    picture: str | None,
+    loading: dict[str, Any],
+    **own: Any,
 ) -> None:
     """Measure how well models predict a text.
 
     MODEL is a name in the models folder or a file; without it the only model there is is measured. Of each line
     {"prompt": "..", "response": ".."} of FILE, with "history": [["question", "answer"]] if there is one, the response
     is scored; of any other text the second half of each 512 tokens. With --reference the probabilities of each token
-    are compared with that model's, to which --cache does not apply.
+    are compared with that model's, to which --adapter and --cache do not apply.
+
+    With --task summarise the model answers each prompt, as ptuning/main.py of ChatGLM-6B does, and the answers are
+    compared with the responses: BLEU-4, ROUGE-1, ROUGE-2 and ROUGE-L. It needs pip install "glmcpu[tune]". The options
+    from --prompt-column to --seed are for this task, those from --reference to --plot for the other. With --seed N line
+    n is answered with the seed N + n.
     """
+    _check_options(task)
+    of_task = {name: value for name, value in own.items() if (name in _OF_PERPLEXITY) == (task == PERPLEXITY)}
+    if task == PERPLEXITY:
+        _perplexity(models, text, loading, as_json=as_json, **of_task)
+    else:
+        from glmcpu.cli import eval_summaries
+
+        paths = find_models(models, None)
+        eval_summaries.run(paths, text, loading, as_json=as_json, **of_task)
+
+
+def _check_options(task: str) -> None:
+    """Raises UsageError for an option on the command line that is of the other task."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in _OF_BOTH and (name in _OF_PERPLEXITY) != (task == PERPLEXITY):
+            other = SUMMARISE if task == PERPLEXITY else PERPLEXITY
+            raise UsageError(
+                f"{option.opts[0]} is for --task {other}, and the task is {task}; leave out one of the two"
+            )
+
+
+def _perplexity(
+    models: tuple[str, ...],
+    text: str,
+    loading: dict[str, Any],
+    *,
+    reference: str | None,
+    max_tokens: int | None,
+    layers: bool,
+    picture: str | None,
+    as_json: bool,
+) -> None:
     if reference is None and (layers or picture is not None):
         raise UsageError(f"--{'layers' if layers else 'plot'} compares with another model; name it with --reference")
     if picture is not None:
         from glmcpu.cli import plot
 
         plot.require(picture)
-    from glmcpu import evaluate
+    from glmcpu import evaluate, files
     from glmcpu.cli import eval_table
-    from glmcpu.files import expanded
-    from glmcpu.model import Model
+    from glmcpu.cli.chat import load_model
 
-    paths = find_models(models, reference)
-    loaded = [Model.load(path, threads=threads, cache=cache) for path in paths[reference is not None :]]
+    source, paths = files.expanded(text), find_models(models, reference)
+    files.open_regular(source).close()  # what is missing is found before gigabytes are opened
+    loaded = [load_model(path, **loading) for path in paths[reference is not None :]]
     if reference is not None:  # which has the cache that suits it
-        loaded.insert(0, Model.load(paths[0], threads=threads))
+        loaded.insert(0, load_model(paths[0], **{**loading, "cache": None, "adapter": None, "lora_alpha": None}))
     tokenizer = evaluate.tokenizer_of(loaded)
     longest = min(min(model.context, model.config.trained_context) for model in loaded)
-    words = evaluate.Text(expanded(text), tokenizer, longest, max_tokens)
-    rows = _measure(loaded, words, reference is not None, layers or picture is not None, threads)
+    words = evaluate.Text(source, tokenizer, longest, max_tokens)
+    rows = _measure(loaded, words, reference is not None, layers or picture is not None, loading["threads"])
     eval_table.show(rows, words, reference is not None)
     if picture is not None:
         from glmcpu.cli import plot_eval
@@ -96,13 +174,11 @@ def find_models(models: tuple[str, ...], reference: str | None) -> list[Path]:
 
 def _measure(loaded: "list[Model]", text: "Text", compared: bool, matrices: bool, threads: int | None) -> "list[Row]":
     from glmcpu import evaluate
-    from glmcpu.cli.eval_table import Row
+    from glmcpu.cli.eval_table import Row, names
     from glmcpu.layer_errors import Errors, layer_errors
     from glmcpu.model import describe
     from glmcpu.scoring import summarize
 
-    if not all(model.is_compiled() for model in loaded):
-        terminal.note("compiling the kernels for this machine, which is done once and takes some seconds")
     for model in loaded:
         model.compile()
     reference, models = (loaded[0], loaded[1:]) if compared else (None, loaded)
@@ -117,17 +193,8 @@ def _measure(loaded: "list[Model]", text: "Text", compared: bool, matrices: bool
                 reference.path, paths, text, threads, lambda done, total: weights("matrix by matrix", done, total)
             )
     rows = []
-    for name, model, found, error in zip(_names([m.path for m in loaded]), loaded, measured, errors, strict=True):
+    for name, model, found, error in zip(names([m.path for m in loaded]), loaded, measured, errors, strict=True):
         about = describe(model.path)
         summary = summarize(found)
         rows.append(Row(name, about.weights, about.bits_per_weight, about.file_bytes, summary, found, error))
     return rows
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """Each file's name without suffix, or its path where another file is called the same."""
-    from glmcpu.store import SUFFIX
-
-    names = [path.name.removesuffix(SUFFIX) for path in paths]
-    clear = len(set(names)) == len({path.resolve() for path in paths})
-    return [printable(name if clear else path) for name, path in zip(names, paths, strict=True)]

@@ -6,6 +6,7 @@ The error of each matrix is shown by kind, the mean over the layers; in the JSON
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from glmcpu.cli import terminal
@@ -13,6 +14,7 @@ from glmcpu.errors import printable
 from glmcpu.evaluate import Text
 from glmcpu.layer_errors import Errors
 from glmcpu.scoring import Summary, Tokens
+from glmcpu.store import SUFFIX
 
 _NAME_CHARS = 26
 
@@ -30,6 +32,13 @@ class Row:
     errors: Errors | None  # where they were asked for
 
 
+def names(paths: list[Path]) -> list[str]:
+    """Each file's name without suffix, or its path where another file is called the same."""
+    short = [path.name.removesuffix(SUFFIX) for path in paths]
+    clear = len(set(short)) == len({path.resolve() for path in paths})
+    return [printable(name if clear else path) for name, path in zip(short, paths, strict=True)]
+
+
 def show(rows: list[Row], text: Text, compared: bool) -> None:
     """Writes the tables; `compared`: the first row is the reference."""
     write = terminal.write_line
@@ -40,29 +49,29 @@ def show(rows: list[Row], text: Text, compared: bool) -> None:
     for row in rows:
         found = row.summary
         write(
-            f"{_cut(row.name)}{row.weights:>11}{row.bits_per_weight:7.2f}{terminal.size(row.file_bytes):>13}"
+            f"{cut(row.name)}{row.weights:>11}{row.bits_per_weight:7.2f}{terminal.size(row.file_bytes):>13}"
             f"{_with_error(found.perplexity, found.perplexity_se):>22}{found.seconds:10.1f}"
         )
     if not compared:
         return
-    write(f"\n{_cut('KL divergence by token')}{'mean ± s.e.':>20}{_heads('median', '99 %', 'max', 'top-1', 'change')}")
+    write(f"\n{cut('KL divergence by token')}{'mean ± s.e.':>20}{heads('median', '99 %', 'max', 'top-1', 'change')}")
     for row in rows[1:]:
         if kl := row.summary.kl:
             cells = "".join(f"{value:10.2e}" for value in (kl.median, kl.p99, kl.max))
             mean = f"{kl.mean:.2e} ± {'?' if kl.se is None else f'{kl.se:.0e}'}"
-            write(f"{_cut(row.name)}{mean:>20}{cells}{kl.top1:10.2%}{kl.largest_change:10.4f}")
+            write(f"{cut(row.name)}{mean:>20}{cells}{kl.top1:10.2%}{kl.largest_change:10.4f}")
     if any(row.errors for row in rows):
         _show_errors(rows[1:])
 
 
 def _show_errors(rows: list[Row]) -> None:
     kinds = list(dict.fromkeys(kind_of(name) for row in rows for name in row.errors or {}))
-    terminal.write_line(f"\n{_cut('error of the products')}{''.join(f'{kind:>14.13}' for kind in kinds)}")
+    terminal.write_line(f"\n{cut('error of the products')}{''.join(f'{kind:>14.13}' for kind in kinds)}")
     for row in rows:
         errors = row.errors or {}
         of_kind = [[error for name, error in errors.items() if kind_of(name) == kind] for kind in kinds]
         cells = "".join(f"{sum(some) / len(some):14.2e}" for some in of_kind if some)
-        terminal.write_line(f"{_cut(row.name)}{cells}")
+        terminal.write_line(f"{cut(row.name)}{cells}")
 
 
 def kind_of(matrix: str) -> str:
@@ -97,7 +106,8 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
-def _cut(name: str) -> str:
+def cut(name: str) -> str:
+    """A name as the first column of a table."""
     return f"{name if len(name) <= _NAME_CHARS else name[: _NAME_CHARS - 1] + '…':{_NAME_CHARS}}"
 
 
@@ -109,5 +119,6 @@ def _with_error(value: float, error: float | None) -> str:
     return f"{value:,.{decimals}f} ± {error:,.{decimals}f}"
 
 
-def _heads(*names: str) -> str:
+def heads(*names: str) -> str:
+    """The heads of columns of numbers."""
     return "".join(f"{name:>10}" for name in names)

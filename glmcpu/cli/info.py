@@ -70,11 +70,11 @@ def _counts(names: list[str]) -> str:
 
 
 def _machine() -> list[tuple[str, str]]:
-    from glmcpu.backends import cpu
+    from glmcpu.kernels.machine import machine
     from glmcpu.memory import available_bytes, megabytes
 
     have = available_bytes()
-    rows = [(name.replace("_", " "), _text(value)) for name, value in cpu.machine().items()]
+    rows = [(name.replace("_", " "), _text(value)) for name, value in machine().items()]
     return [*rows, ("memory available", "unknown" if have is None else megabytes(have))]
 
 

@@ -1,13 +1,14 @@
 """Options that several commands share, and the checks of their values, so that each has one wording."""
 
 import difflib
+import functools
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from glmcpu import formats, limits
+from glmcpu import backends, formats, limits
 from glmcpu.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 DEBUG = "debug"  # the key of --debug in the context's settings
 SMALLEST_CONTEXT = 16
+LOADING = ("adapter", "lora_alpha", "backend", "device", "dtype", "cache", "threads")
 
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[[click.Context, click.Parameter, Any], Any]
@@ -85,6 +87,59 @@ def cache_option(function: F) -> F:
         type=click.Choice(["f16", "int8", "f32"]),
         help="How keys and values are kept; int8 takes half the memory of f16.  [default: what suits the weights]",
     )(function)
+
+
+def device_options(function: F) -> F:
+    """Where torch computes, and in which precision."""
+    for option in (
+        click.option(
+            "--dtype",
+            type=click.Choice(["f16", "bf16", "f32"]),
+            help="Of torch's products.  [default: f32 on a CPU, two bytes elsewhere]",
+        ),
+        click.option("--device", metavar="NAME", help="Of torch: cuda, mps or cpu.  [default: the best there is]"),
+    ):
+        function = option(function)
+    return function
+
+
+def columns_options(function: F) -> F:
+    """What the keys of a JSONL line are called."""
+    for column in ("history", "response", "prompt"):
+        function = click.option(
+            f"--{column}-column",
+            default=column,
+            show_default=True,
+            metavar="KEY",
+            help=f"What a line calls the {column}.",
+        )(function)
+    return function
+
+
+def loading_options(function: Callable[..., None]) -> Callable[..., None]:
+    """How a model is loaded: `function` gets these options as one dictionary `loading`, for Model.load."""
+    options = (
+        click.option("--adapter", metavar="PATH", help="A P-Tuning or LoRA checkpoint to use with the model."),
+        click.option("--lora-alpha", type=float, metavar="X", help="For LoRA files that do not state it; else 32."),
+        click.option(
+            "--backend",
+            type=click.Choice(backends.NAMES),
+            default="cpu",
+            show_default=True,
+            help='What computes; torch needs pip install "glmcpu[torch]".',
+        ),
+        device_options,
+        cache_option,
+        threads_option,
+    )
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        function(loading={name: given.pop(name) for name in LOADING}, **given)
+
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def sampling_options(function: F) -> F:

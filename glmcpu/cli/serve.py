@@ -16,7 +16,7 @@ from glmcpu import limits, store
 from glmcpu.cli import terminal
 from glmcpu.cli.chat import find_model, load_model
 from glmcpu.cli.log_lines import LogLines
-from glmcpu.cli.options import cache_option, context_option, debug_option, threads_option, whole_number
+from glmcpu.cli.options import context_option, debug_option, loading_options, whole_number
 from glmcpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def server_options(function: F) -> F:
         ),
         click.option("--log-text", is_flag=True, help="Write prompts and answers into the log too."),
         context_option,
-        cache_option,
-        threads_option,
+        loading_options,
         debug_option,
     )
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), function)
@@ -105,7 +104,8 @@ def run(
     log_text: bool,
     web: bool,
     browser: bool,
-    **loading: Any,
+    context: int | None,
+    loading: dict[str, Any],
 ) -> None:
     """Serves until a signal."""
     _end_quietly()
@@ -122,7 +122,9 @@ def run(
     from glmcpu.server.service import Service
 
     terminal.note(f"listening on {url}, loading {path.name}")
-    service = Service(path.name.removesuffix(store.SUFFIX), lambda: _engine(path, parallel, queue, **loading))
+    service = Service(
+        path.name.removesuffix(store.SUFFIX), lambda: _engine(path, parallel, queue, context=context, **loading)
+    )
     rules = Rules(api_key, host, allow_origin)
 
     def ready() -> None:

@@ -79,6 +79,14 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 100_000 else f"{n_bytes / 1e3:,.1f} kB"
 
 
+def left(seconds: float) -> str:
+    """The time left for a person: "40 s left", "3 min left", "1 h 5 min left"."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s left"
+    return f"{minutes} min left" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min left"
+
+
 def silence_stdout() -> None:
     """Points stdout nowhere, so that Python's own flush at exit cannot fail again."""
     with contextlib.suppress(OSError, ValueError):

@@ -19,6 +19,8 @@ from glmcpu.errors import UsageError, printable
 
 Arrays = Mapping[str, NDArray[Any]]
 
+ROWS = 16  # outputs in a block
+
 
 class Format(Protocol):
     """What a format file defines."""
@@ -36,8 +38,12 @@ class Format(Protocol):
         `scale` (o,): the row scales of weights that come from an official int4 or int8 checkpoint.
         """
 
-    def rows(self, arrays: Arrays, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
-        """Rows `ids` as (n, I) float32: the plain NumPy definition of what the stored bytes mean."""
+    def decode(self, xp: Any, lanes: Mapping[str, Any]) -> Any:
+        """What the stored bytes mean, in array operations that NumPy and torch (`xp`) share: rows (n, I filled up).
+
+        lanes: of each array what belongs to n outputs, (n, ...) as in `layout` without blocks; floats come in the
+        precision that the result is to have.
+        """
 
     def matmul(
         self,
@@ -110,10 +116,20 @@ def group_format(name: str) -> GroupFormat:
 
 def unpack(weight: Weight, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
     """Outputs begin..end of a weight as plain (n, I) float32."""
-    ids = np.arange(begin, weight.O if end is None else end, dtype=np.intp)
-    return load(weight.format).rows(weight.arrays, ids, weight.I)
+    return rows(weight, np.arange(begin, weight.O if end is None else end))
 
 
 def rows(weight: Weight, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """Rows `ids` of a weight as (n, I) float32: how an embedding is read. The caller has checked the ids."""
-    return load(weight.format).rows(weight.arrays, np.asarray(ids, np.intp), weight.I)
+    return decoded(load(weight.format), weight.arrays, ids, weight.I)
+
+
+def decoded(kind: Format, arrays: Arrays, ids: Sequence[int] | NDArray[np.integer[Any]], I: int) -> NDArray[np.float32]:
+    """Rows `ids` of what a format has packed as plain (n, I) float32."""
+    block, lane = np.divmod(np.asarray(ids, np.intp), ROWS)
+    lanes = {key: _single(array[block, :, lane]) for key, array in arrays.items()}
+    return np.ascontiguousarray(kind.decode(np, lanes)[:, :I])
+
+
+def _single(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.float32) if array.dtype.kind == "f" else array

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glmcpu.formats import ROWS
 from glmcpu.simd.kernel import kernel
 
-ROWS = 16
 GROUP = 32
 
 
@@ -39,16 +39,10 @@ def pad(weight: NDArray[np.float32], row_multiple: int, column_multiple: int) ->
     return np.pad(weight.astype(np.float32, copy=False), ((0, missing[0]), (0, missing[1])))
 
 
-def lane_rows(array: NDArray[Any], ids: NDArray[np.intp]) -> NDArray[Any]:
-    """Rows `ids` of an array (blocks, n, 16, ...): (len(ids), n, ...)."""
-    return array[ids // ROWS, :, ids % ROWS]
-
-
-def nibble_rows(codes: NDArray[np.uint8], ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
-    """Rows `ids` of nibble codes (blocks, I/8, 16, 4) as whole numbers -8..7, (n, I) float32."""
-    four = lane_rows(codes, ids)
-    both = np.stack([four & 15, four >> 4], axis=2)
-    return both.reshape(len(ids), -1)[:, :I].astype(np.float32) - 8
+def nibbles(xp: Any, codes: Any) -> Any:
+    """Codes (n, I/8, 4) of n rows as whole numbers -8..7, (n, I) i8."""
+    both = xp.stack([codes & 15, codes >> 4], 2)
+    return both.reshape(len(codes), -1).view(xp.int8) - 8
 
 
 @kernel()

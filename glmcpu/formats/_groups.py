@@ -20,7 +20,8 @@ from numba import prange
 from numpy.typing import NDArray
 
 from glmcpu.errors import UsageError
-from glmcpu.formats._blocks import GROUP, ROWS, blocks, groups, lane_rows, pad
+from glmcpu.formats import ROWS
+from glmcpu.formats._blocks import GROUP, blocks, groups, pad
 from glmcpu.formats._tiles import grain
 from glmcpu.kernels.quantize_rows import quantize_rows
 from glmcpu.simd.kernel import kernel
@@ -51,14 +52,14 @@ class Grouped:
     group      inputs for each scale: 32, or twice that, and so on
     codes      the lowest and the highest code, -8 and 7 for four bits
     place      kernel (codes as stored, codes (o, I) i8): writes the first from the second
-    plain      (codes as stored, row ids, I) -> these rows' codes (n, I) float32
+    numbers    (NumPy or torch, codes of n rows as stored) -> whole numbers (n, I filled up) i8
     multiply   the operation that `matmul` adds; told that a scale is for 32 << shift inputs
     """
 
     group: int
     codes: tuple[int, int]
     place: Callable[[NDArray[np.uint8], NDArray[np.int8]], None]
-    plain: Callable[[NDArray[np.uint8], NDArray[np.intp], int], NDArray[np.float32]]
+    numbers: Callable[[Any, Any], Any]
     multiply: Operation
 
     @property
@@ -106,10 +107,12 @@ class Grouped:
         by_group = lanes.reshape(blocks(o), ROWS, -1).transpose(0, 2, 1)
         return {"codes": stored, "scales": np.ascontiguousarray(by_group)}
 
-    def rows(self, arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
-        """Rows `ids` as (n, I) float32."""
-        scales = lane_rows(arrays["scales"], ids).astype(np.float32)
-        return self.plain(arrays["codes"], ids, I) * np.repeat(scales, self.group, axis=1)[:, :I]
+    def decode(self, xp: Any, lanes: Any) -> Any:
+        """Rows of codes, and of scales (n, I/GROUP), which are handed out to every 32 inputs."""
+        numbers, scales = self.numbers(xp, lanes["codes"]), lanes["scales"]
+        n, S, G = len(scales), scales.shape[1], numbers.shape[1] // GROUP
+        by_32 = xp.broadcast_to(scales[:, :, None], (n, S, self.group // GROUP)).reshape(n, -1, 1)[:, :G]
+        return (numbers.reshape(n, G, GROUP) * by_32).reshape(n, -1)
 
     def matmul(
         self, program: Program, out: NDArray[np.float32], x: NDArray[np.float32], arrays: Any, bias: NDArray[np.float32]

@@ -11,7 +11,7 @@ around, which turns the sign of that weight, and so does ours.
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu.formats._blocks import ROWS
+from glmcpu.formats import ROWS
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.vector import as_half, div, load, splat, store_codes
 

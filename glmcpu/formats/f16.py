@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu.formats import f32
-from glmcpu.formats._blocks import ROWS, blocks, lane_rows
+from glmcpu.formats import ROWS, f32
+from glmcpu.formats._blocks import blocks
 from glmcpu.simd.operation import floats, halves, operation
 from glmcpu.simd.program import Program
 
@@ -27,9 +27,9 @@ def pack(weight: NDArray[np.float32], scale: NDArray[np.float32] | None = None) 
     return {"values": f32.pack(weight)["values"].astype(np.float16)}
 
 
-def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
-    """Rows `ids` as (n, I) float32."""
-    return lane_rows(arrays["values"], ids).astype(np.float32)
+def decode(xp: Any, lanes: Any) -> Any:
+    """Rows of values (n, I)."""
+    return lanes["values"]
 
 
 def matmul(

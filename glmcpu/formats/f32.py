@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu.formats._blocks import ROWS, blocks, lane_rows, pad
+from glmcpu.formats import ROWS
+from glmcpu.formats._blocks import blocks, pad
 from glmcpu.formats._tiles import grain, tiled
 from glmcpu.simd.kernel import kernel
 from glmcpu.simd.operation import Operation, floats, operation
@@ -34,9 +35,9 @@ def pack(weight: NDArray[np.float32], scale: NDArray[np.float32] | None = None) 
     return {"values": np.ascontiguousarray(padded.reshape(-1, ROWS, weight.shape[1]).transpose(0, 2, 1))}
 
 
-def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
-    """Rows `ids` as (n, I) float32."""
-    return lane_rows(arrays["values"], ids).astype(np.float32)
+def decode(xp: Any, lanes: Any) -> Any:
+    """Rows of values (n, I)."""
+    return lanes["values"]
 
 
 def matmul(

@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 from numba import prange
-from numpy.typing import NDArray
 
-from glmcpu.formats._blocks import lane_rows
 from glmcpu.formats._groups import Grouped
 from glmcpu.formats._tiles import tiled
 from glmcpu.simd.kernel import kernel
@@ -40,13 +38,13 @@ GROUP = 32
 CODES = -4, 3
 
 
-def _plain(codes: NDArray[np.uint8], ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
-    """Rows `ids` of codes (blocks, 3 * I/32, 16, 4) as whole numbers -4..3, (n, I) float32."""
-    a = lane_rows(codes, ids).reshape(len(ids), -1, 3, 4)
+def _numbers(xp: Any, codes: Any) -> Any:
+    """Codes (n, 3 * I/32, 4) of n rows as whole numbers -4..3, (n, I) i8."""
+    a = codes.reshape(len(codes), -1, 3, 4)
     pieces = (a[:, :, 0] >> 6) | (a[:, :, 1] >> 6 << 2) | (a[:, :, 2] >> 6 << 4)
     whole = [part for j in range(3) for part in (a[:, :, j], a[:, :, j] >> 3)]
-    eight: NDArray[Any] = np.stack([*whole, pieces, pieces >> 3], axis=2) & 7
-    return eight.reshape(len(ids), -1)[:, :I].astype(np.float32) - 4
+    eight = xp.stack([*whole, pieces, pieces >> 3], 2) & 7
+    return eight.reshape(len(codes), -1).view(xp.int8) - 4
 
 
 @kernel(parallel=True)
@@ -96,5 +94,5 @@ def _matmul(a, worker, begin, end):
     _matmul_range(a[7], begin, end, floats(a, 0), *weight, *x, floats(a, 6), a[8], a[9])
 
 
-_grouped = Grouped(GROUP, CODES, _place, _plain, _matmul)
-layout, pack, store, rows, matmul = _grouped.layout, _grouped.pack, _grouped.store, _grouped.rows, _grouped.matmul
+_grouped = Grouped(GROUP, CODES, _place, _numbers, _matmul)
+layout, pack, store, decode, matmul = _grouped.layout, _grouped.pack, _grouped.store, _grouped.decode, _grouped.matmul

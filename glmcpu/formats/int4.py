@@ -13,7 +13,8 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from glmcpu.formats._blocks import GROUP, ROWS, blocks, groups, lane_rows, nibble_rows, pad, place_nibbles
+from glmcpu.formats import ROWS
+from glmcpu.formats._blocks import GROUP, blocks, groups, nibbles, pad, place_nibbles
 from glmcpu.formats._official import quantize_row, row_scales
 from glmcpu.formats._tiles import grain, tiled
 from glmcpu.kernels.quantize_rows import quantize_rows
@@ -53,9 +54,9 @@ def pack(weight: NDArray[np.float32], scale: NDArray[np.float32] | None = None) 
     return {"codes": codes, "scales": scales.reshape(shapes["scales"][0])}
 
 
-def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
-    """Rows `ids` as (n, I) float32."""
-    return nibble_rows(arrays["codes"], ids, I) * lane_rows(arrays["scales"], ids)
+def decode(xp: Any, lanes: Any) -> Any:
+    """Rows of codes (n, I/8, 4) and scales (n, 1)."""
+    return nibbles(xp, lanes["codes"]) * lanes["scales"]
 
 
 def matmul(

@@ -9,7 +9,7 @@ shared with int4_g64 and int4_g128, whose scales span 2 and 4 groups of 32 activ
 import numpy as np
 from numba import prange
 
-from glmcpu.formats._blocks import nibble_rows, place_nibbles
+from glmcpu.formats._blocks import nibbles, place_nibbles
 from glmcpu.formats._groups import Grouped
 from glmcpu.formats._tiles import tiled
 from glmcpu.simd.kernel import kernel
@@ -75,5 +75,5 @@ def _matmul(a, worker, begin, end):
     multiply(a, begin, end)
 
 
-_grouped = Grouped(GROUP, CODES, place, nibble_rows, _matmul)
-layout, pack, store, rows, matmul = _grouped.layout, _grouped.pack, _grouped.store, _grouped.rows, _grouped.matmul
+_grouped = Grouped(GROUP, CODES, place, nibbles, _matmul)
+layout, pack, store, decode, matmul = _grouped.layout, _grouped.pack, _grouped.store, _grouped.decode, _grouped.matmul

@@ -5,7 +5,7 @@
 As int4_g32 with a half of the scales: 4.25 bits a weight.
 """
 
-from glmcpu.formats._blocks import nibble_rows
+from glmcpu.formats._blocks import nibbles
 from glmcpu.formats._groups import Grouped
 from glmcpu.formats.int4_g32 import CODES, multiply, place
 from glmcpu.simd.operation import operation
@@ -20,5 +20,5 @@ def _matmul(a, worker, begin, end):
     multiply(a, begin, end)
 
 
-_grouped = Grouped(GROUP, CODES, place, nibble_rows, _matmul)
-layout, pack, store, rows, matmul = _grouped.layout, _grouped.pack, _grouped.store, _grouped.rows, _grouped.matmul
+_grouped = Grouped(GROUP, CODES, place, nibbles, _matmul)
+layout, pack, store, decode, matmul = _grouped.layout, _grouped.pack, _grouped.store, _grouped.decode, _grouped.matmul

@@ -13,7 +13,8 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from glmcpu.formats._blocks import GROUP, ROWS, blocks, groups, lane_rows, pad, place_bytes
+from glmcpu.formats import ROWS
+from glmcpu.formats._blocks import GROUP, blocks, groups, pad, place_bytes
 from glmcpu.formats._official import quantize_row, row_scales
 from glmcpu.formats._tiles import grain, tiled
 from glmcpu.kernels.quantize_rows import quantize_rows
@@ -44,10 +45,10 @@ def pack(weight: NDArray[np.float32], scale: NDArray[np.float32] | None = None) 
     return {"codes": codes, "scales": scales.reshape(shapes["scales"][0])}
 
 
-def rows(arrays: Any, ids: NDArray[np.intp], I: int) -> NDArray[np.float32]:
-    """Rows `ids` as (n, I) float32."""
-    codes = lane_rows(arrays["codes"], ids).reshape(len(ids), -1)[:, :I]
-    return codes.astype(np.float32) * lane_rows(arrays["scales"], ids)
+def decode(xp: Any, lanes: Any) -> Any:
+    """Rows of codes (n, I/4, 4) and scales (n, 1)."""
+    codes = lanes["codes"]
+    return codes.reshape(len(codes), -1) * lanes["scales"]
 
 
 def matmul(

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glmcpu.kernels.machine import machine
 from glmcpu.kernels.threads import set_threads
 from glmcpu.memory import alloc
+from glmcpu.peak_memory import peak_rss_bytes
 from glmcpu.simd.kernel import entry, kernel
 from glmcpu.simd.operation import Operation, floats, int32s, operation, signed_bytes, unsigned_bytes
 from glmcpu.simd.program import Program
@@ -65,6 +67,15 @@ class Ceilings:
     def fma(self) -> float:
         """GMAC/s of multiply-adds of floats, now."""
         return fma_gmac_per_s(self.threads)
+
+    def machine(self) -> dict[str, Any]:
+        """kernels/machine.py"""
+        return machine()
+
+    def peak_bytes(self) -> int | None:
+        """The most memory this process has held; what is read for the ceiling is there all the time and left out."""
+        peak = peak_rss_bytes()
+        return None if peak is None else peak - self.extra_bytes
 
 
 def _read_buffer() -> NDArray[np.float32]:

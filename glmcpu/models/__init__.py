@@ -75,8 +75,8 @@ class Generation(Protocol):
     def vectors(self, config: Any) -> dict[str, int]:
         """Name -> length of every float32 vector."""
 
-    def cache_bytes(self, config: Any, formats: Mapping[str, str], context: int, cache: str | None = None) -> int:
-        """Memory of a full cache of a kind (cache.KINDS), or of the one beside these formats (matrix -> format)."""
+    def cache_bytes(self, config: Any, context: int, kind: str) -> int:
+        """Memory of a full cache of a kind, one of cache.KINDS."""
 
     def build(self, config: Any, store: Store, backend: Backend) -> LanguageModel:
         """The model of a checked config."""

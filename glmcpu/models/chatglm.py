@@ -14,13 +14,14 @@ Source: modeling_chatglm.py of THUDM/chatglm-6b. This file knows no backend and 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmcpu import limits
 from glmcpu.backends import Backend, Batch, Floats
-from glmcpu.cache import KVCache, Segment, bytes_for, kind_beside
+from glmcpu.cache import KVCache, Segment, bytes_for
 from glmcpu.errors import DataError
 from glmcpu.formats import Weight
 from glmcpu.models import Observer, Part, Store
@@ -107,10 +108,9 @@ def vectors(config: Config) -> dict[str, int]:
     return lengths
 
 
-def cache_bytes(config: Config, formats: Mapping[str, str], context: int, cache: str | None = None) -> int:
-    """Memory of a full cache of that kind, by default of the one that goes with weights in these formats."""
-    D = config.channels // config.heads
-    return bytes_for(config.layers, config.heads, D, context, cache or kind_beside(formats))
+def cache_bytes(config: Config, context: int, kind: str) -> int:
+    """Memory of a full cache of that kind."""
+    return bytes_for(config.layers, config.heads, config.channels // config.heads, context, kind)
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,28 @@ class ChatGLM:
         self.config = config
         self._backend = backend
         self._formats = store.formats
-        shapes = matrices(config)
-        self._embedding = store.weight("embedding", *shapes["embedding"])
-        self._lm_head = self._embedding if config.tied else store.weight("lm_head", *shapes["lm_head"])
-        self._final_norm = _norm(store, "final_norm", config.channels)
-        self._layers = [_layer(store, shapes, f"layers.{n}", config.channels) for n in range(config.layers)]
+        shapes, C = matrices(config), config.channels
+
+        def weight(name: str) -> Weight:
+            return backend.keep(store.weight(name, *shapes[name]))
+
+        def norm(name: str) -> _Norm:
+            return _Norm(*(backend.keep_vector(store.vector(f"{name}.{part}", C)) for part in ("scale", "shift")))
+
+        def layer(name: str) -> _Layer:
+            return _Layer(
+                attention_norm=norm(f"{name}.attention_norm"),
+                qkv=weight(f"{name}.qkv"),
+                attention_out=weight(f"{name}.attention_out"),
+                mlp_norm=norm(f"{name}.mlp_norm"),
+                mlp_up=weight(f"{name}.mlp_up"),
+                mlp_down=weight(f"{name}.mlp_down"),
+            )
+
+        self._embedding = weight("embedding")
+        self._lm_head = self._embedding if config.tied else weight("lm_head")
+        self._final_norm = norm("final_norm")
+        self._layers = [layer(f"layers.{n}") for n in range(config.layers)]
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for `capacity` tokens; raises MachineError when there is no memory for it."""
@@ -188,8 +205,7 @@ class ChatGLM:
                     wanted = np.array([segment.end - 1 for segment in segments])
                 if wanted is not None:
                     x = self._backend.take(x, wanted)
-                scores = self._scores(x)
-                self._backend.finish()
+                scores = self._finished_scores(x)
         for segment in segments:
             segment.cache.length += segment.end - segment.begin
         return scores
@@ -197,27 +213,33 @@ class ChatGLM:
     def scores(self, x: Floats) -> Floats:
         """The scores (t, V) of residuals x (t, C) that `forward` has shown after the last layer, some at a time."""
         with self._backend.exclusive():
-            scores = self._scores(x)
-            self._backend.finish()
-        return scores
+            return self._finished_scores(x)
 
     def _blocks(self, residual: list[Floats], batch: Batch, after_layer: Observer | None = None) -> Floats:
         """The residual (T, C) after all layers.
 
         It is taken out of the list, and nobody holds on to what has been read: with a long prompt each is 30 MB.
         """
-        x, epsilon = residual.pop(), self.config.epsilon
-        for n, w in enumerate(self._layers):
+        for n in range(len(self._layers)):
             if after_layer:
                 self._backend.finish()
-                after_layer(n, x)
-            h = self._backend.layer_norm(x, w.attention_norm.scale, w.attention_norm.shift, epsilon)
-            del x
-            x = self._backend.scale_add(h, ALPHA, self._attention(h, n, w, batch))
-            h = self._backend.layer_norm(x, w.mlp_norm.scale, w.mlp_norm.shift, epsilon)
-            del x
-            x = self._backend.scale_add(h, ALPHA, self._mlp(h, w))
-        return x
+                after_layer(n, residual[0])
+            residual.append(self._backend.block(residual, partial(self._block, n, batch)))
+        return residual.pop()
+
+    def _block(self, n: int, batch: Batch, residual: list[Floats]) -> Floats:
+        x, w, epsilon = residual.pop(), self._layers[n], self.config.epsilon
+        h = self._backend.layer_norm(x, w.attention_norm.scale, w.attention_norm.shift, epsilon)
+        del x
+        x = self._backend.scale_add(h, ALPHA, self._attention(h, n, w, batch))
+        h = self._backend.layer_norm(x, w.mlp_norm.scale, w.mlp_norm.shift, epsilon)
+        del x
+        return self._backend.scale_add(h, ALPHA, self._mlp(h, w))
+
+    def _finished_scores(self, x: Floats) -> Floats:
+        scores = self._scores(x)
+        self._backend.finish()
+        return self._backend.numbers(scores)
 
     def _scores(self, x: Floats) -> Floats:
         x = self._backend.layer_norm(x, self._final_norm.scale, self._final_norm.shift, self.config.epsilon)
@@ -242,8 +264,9 @@ class ChatGLM:
             begin = part.cache.length
             where, visible = plan(part.ids, begin, self.config)
             self._check(part)
-            places = np.arange(begin, len(part.ids))
-            segments.append(Segment(len(ids), len(ids) + len(visible), places, visible, part.cache))
+            first, cache = len(ids), part.cache
+            places = np.arange(begin, len(part.ids)) + cache.prefix
+            segments.append(Segment(first, first + len(visible), places, visible + cache.prefix, cache))
             ids.extend(part.ids[begin:])
             positions.append(where)
         return np.array(ids, np.int64), np.concatenate(positions), segments
@@ -307,21 +330,3 @@ def rotary_tables(positions: NDArray[np.int64], D: int) -> tuple[Floats, Floats]
     angles = positions.astype(np.float32)[:, :, None] * frequencies  # (T, parts, d/2)
     flat = np.ascontiguousarray(angles.reshape(len(positions), -1))
     return np.cos(flat), np.sin(flat)
-
-
-def _norm(store: Store, name: str, C: int) -> _Norm:
-    return _Norm(store.vector(f"{name}.scale", C), store.vector(f"{name}.shift", C))
-
-
-def _layer(store: Store, shapes: Mapping[str, tuple[int, int]], name: str, C: int) -> _Layer:
-    def weight(part: str) -> Weight:
-        return store.weight(f"{name}.{part}", *shapes[f"{name}.{part}"])
-
-    return _Layer(
-        attention_norm=_norm(store, f"{name}.attention_norm", C),
-        qkv=weight("qkv"),
-        attention_out=weight("attention_out"),
-        mlp_norm=_norm(store, f"{name}.mlp_norm", C),
-        mlp_up=weight("mlp_up"),
-        mlp_down=weight("mlp_down"),
-    )

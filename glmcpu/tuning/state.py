@@ -1,0 +1,99 @@
+"""A training on disk: one file holds all that goes on from, and checkpoints hold what is used.
+
+    OUTPUT/training_state.bin                        prefix, moments of Adam, step, losses: replaced whole
+    OUTPUT/checkpoint-N/pytorch_model.bin, config.json   the prefix after step N, in the official form
+    OUTPUT/pytorch_model.bin, config.json            the best prefix by the validation loss, or the last
+    OUTPUT/loss.jsonl                                a line for each look at the losses
+
+The state is a torch file of tensors, read back by the reader of convert/ that runs nothing; its JSON is one of them.
+"""
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glmcpu import files, strict_json
+from glmcpu.errors import DataError, shown
+from glmcpu.tuning import encoder
+
+FILE = "training_state.bin"
+_VERSION = 1
+_JSON = "state"
+
+
+@dataclass
+class State:
+    """How far a training is.
+
+    best     the smallest validation loss
+    losses   of the steps since the last line of the log
+    """
+
+    step: int = 0
+    best: float | None = None
+    evaluations_since_best: int = 0
+    losses: list[float] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write(output: Path, tensors: dict[str, Tensor], state: State, identity: dict[str, Any]) -> None:
+    """Replaces the state file; raises MachineError, and the one before stays."""
+    document = {"version": _VERSION, "identity": identity, **vars(state)}
+    raw = np.frombuffer(json.dumps(document).encode(), np.uint8).copy()
+    with files.atomic_write(output / FILE) as file:
+        torch.save({**tensors, _JSON: torch.from_numpy(raw)}, file)
+
+
+def read(output: Path) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
+    """(tensors, state, identity); raises DataError when there is none, or it is damaged."""
+    from glmcpu.convert import stored_tensor
+    from glmcpu.convert.file_kind import read_tensors
+    from glmcpu.convert.weight_file import WeightFile
+
+    path = output / FILE
+    if not files.exists(path):
+        raise DataError(f"{shown(output)}: holds no training to go on with; leave --resume out")
+    with contextlib.closing(WeightFile(path)) as file:
+        arrays = {name: stored_tensor.read(tensor) for name, tensor in read_tensors(file).items()}
+    table = strict_json.parse(arrays.pop(_JSON, np.zeros(0, np.uint8)).tobytes(), shown(path))
+    if not isinstance(table, dict) or table.pop("version", None) != _VERSION:
+        raise DataError(f"{shown(path)}: is no training state of this glmcpu; start anew without --resume")
+    identity = table.pop("identity")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, State(**table), identity
+
+
+def write_prefix(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Writes the official files of a prefix, each whole or not at all; a folder made for nothing is removed."""
+    made = not files.exists(folder)
+    try:
+        with files.atomic_write(folder / "pytorch_model.bin") as file:
+            encoder.save(tensors, file)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    files.write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def remove(output: Path) -> None:
+    """Deletes what a training has written, and nothing else; the state last, so that a folder half emptied has one."""
+    checkpoints = [path for path in output.glob("checkpoint-*") if path.name[len("checkpoint-") :].isdecimal()]
+    for folder in (*checkpoints, output):
+        for name in ("pytorch_model.bin", "config.json", "loss.jsonl", "loss.svg", FILE):
+            if files.exists(folder / name):
+                files.remove(folder / name)
+        if folder != output:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def write_log(output: Path, state: State) -> None:
+    """Writes the losses so far."""
+    files.write_text(output / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
