@@ -4,12 +4,14 @@
 
 MODEL is a packed model, by default random weights of the 6B shape in int4_g32 (3.5 GB of disk while it runs). LoRA is
 on the fused matrices (query_key_value) as usual, and in another row on all four kinds. The file is mapped once, and the
-variants decode in turn, --tokens steps each a round; the ratio is that of medians. A merged LoRA changes numbers in the
-file and nothing at run time. The last line is the same as JSON.
+variants decode in turn, a step each, in another order every time; the ratio is that of medians. A merged LoRA changes
+numbers in the file and nothing at run time. The last line is the same as JSON.
 """
 
 import argparse
+import itertools
 import json
+import random
 import statistics
 import time
 from collections.abc import Iterator
@@ -42,7 +44,7 @@ def main() -> None:
         packed = PackedFile(path)
         generation, config = read_config(packed)
         variants = {
-            name: generation.build(config, packed, attach(backends.load("cpu"), prefix, low_rank))
+            name: generation.build(config, packed, attach(backends.load("cpu"), prefix, low_rank, packed.formats))
             for name, prefix, low_rank in adapters(generation, config, options.prefix, options.rank)
         }
         rows = []
@@ -58,11 +60,11 @@ def main() -> None:
 
 def adapters(generation: Any, config: Any, P: int, r: int) -> Iterator[tuple[str, Prefix | None, dict[str, LowRank]]]:
     """Name, prefix, LoRA of each variant; the numbers do not matter."""
-    random = np.random.default_rng(0)
+    numbers = np.random.default_rng(0)
     shape = config.layers, P, config.heads, config.channels // config.heads
-    prefix = Prefix(*(random.standard_normal(shape, np.float32) for _ in range(2)))
+    prefix = Prefix(*(numbers.standard_normal(shape, np.float32) for _ in range(2)))
     low_rank = {
-        name: LowRank(random.standard_normal((r, I), np.float32), 1e-3 * random.standard_normal((O, r), np.float32))
+        name: LowRank(numbers.standard_normal((r, I), np.float32), 1e-3 * numbers.standard_normal((O, r), np.float32))
         for name, (O, I) in generation.matrices(config).items()
         if name.startswith("layers.")
     }
@@ -81,14 +83,19 @@ def measure(variants: dict[str, Any], config: Any, context: int, tokens: int, ro
         model.forward([Part(ids, cache)])
         states[name] = model, cache
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    order = list(variants)
     for _ in range(rounds):
-        for name, (model, cache) in states.items():
+        known = {name: [*ids, ids[0]] for name in variants}
+        for _, cache in states.values():
             cache.length = context
-            known = [*ids, ids[0]]
-            for _ in range(tokens):
-                begin = time.perf_counter()
-                known.append(int(model.forward([Part(known, cache)])[0].argmax()))
-                seconds[name].append(time.perf_counter() - begin)
+        for _, place in itertools.product(range(tokens), range(len(states))):
+            if place == 0:
+                random.shuffle(order)
+            name = order[place]
+            model, cache = states[name]
+            begin = time.perf_counter()
+            known[name].append(int(model.forward([Part(known[name], cache)])[0].argmax()))
+            seconds[name].append(time.perf_counter() - begin)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     first = next(iter(middle.values()))
     return {name: {"ms": round(1e3 * s, 2), "ratio": round(s / first, 4)} for name, s in middle.items()}

@@ -1,12 +1,12 @@
 """Is the embedded model taught a new way to answer from 200 examples, and how long does that take on this CPU?
 
-    python benchmarks/tune.py [--steps 600] [--batch 8] [--prefix 64] [--threads N] [--weights int4_g32]
+    python benchmarks/tune.py [--steps 2400] [--batch 8] [--prefix 128] [--threads N] [--weights int4_g32]
 
-The new way is a persona: she says her name and ends with a wave ("Momo: .. ~"), whatever she is asked, in English and
-Chinese. The examples are questions of the demo's corpus without history, their answers in that form; 20 more are the
-validation. Then the held-out script of demo/, whose names, numbers and wordings training never saw, is asked before and
-after, greedily: how many answers have the form, how many of them are right, and whether the torch backend and the CPU
-backend give the same ones. The base file must not have changed. The last line is the same as JSON.
+The new way is a persona with a fixed form: whatever Momo is asked, in English or Chinese, she answers "Momo: [..]".
+The examples are questions of the demo's corpus without history, their answers in that form; 20 more are the validation.
+Then the held-out script of demo/, whose names, numbers and wordings training never saw, is asked before and after,
+greedily: how many answers have the form, how many of them are right, and whether the torch backend and the CPU backend
+give the same ones. The base file must not have changed. The last line is the same as JSON.
 """
 
 import argparse
@@ -26,16 +26,16 @@ from glmcpu import Model, store
 from glmcpu.convert import convert
 from glmcpu.tuning import Report, Settings, tune
 
-NAME, WAVE = "Momo: ", "~"
+NAME, END = "Momo: [", "]"
 TRAINED, VALIDATED, SEED = 200, 20, 99
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--prefix", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=2e-2)
+    parser.add_argument("--prefix", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=3e-2)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--weights", default="int4_g32")
     parser.add_argument("--per-topic", type=int, default=20)
@@ -87,7 +87,7 @@ def alone(source: Any, n: int) -> list[Example]:
 
 def write(path: Path, chosen: list[Example]) -> Path:
     """Examples with answers in her form."""
-    lines = ({"prompt": one.prompt, "response": f"{NAME}{one.response}{WAVE}"} for one in chosen)
+    lines = ({"prompt": one.prompt, "response": f"{NAME}{one.response}{END}"} for one in chosen)
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     return path
 
@@ -98,9 +98,9 @@ def answers(model: Model, asked: list[Example]) -> list[str]:
 
 def count(asked: list[Example], said: list[str]) -> dict[str, int]:
     """How many answers have her form, and how many are right whatever the form."""
-    bare = [text.removeprefix(NAME.strip()).removesuffix(WAVE).strip() for text in said]
+    bare = [text.removeprefix(NAME.strip()).removesuffix(END).strip() for text in said]
     return {
-        "form": sum(text.startswith(NAME.strip()) and text.endswith(WAVE) for text in said),
+        "form": sum(text.startswith(NAME.strip()) and text.endswith(END) for text in said),
         "right": sum(one.is_right(text) for one, text in zip(asked, bare, strict=True)),
     }
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmcpu import backends, models
-from glmcpu.backends import Batch, Floats
+from glmcpu.backends import Batch, Floats, HostMemory
 from glmcpu.cache import KVCache
 from glmcpu.formats import Weight
 from glmcpu.kernels.threads import threads
@@ -62,7 +62,7 @@ class Cost:
         return self.once + self.O * self.row
 
 
-class Work:
+class Work(HostMemory):
     """A store whose matrices are only names, and a backend that reads them when it multiplies: one at a time.
 
     Layers before `first` are done, and their result is `residual`. A subclass says what a product is (`linear`) and
@@ -139,18 +139,6 @@ class Work:
     def finish(self) -> None:
         self._inner.finish()
 
-    def numbers(self, x: Floats) -> Floats:
-        return x
-
-    def keep(self, weight: Weight) -> Weight:
-        return weight
-
-    def keep_vector(self, values: Floats) -> Floats:
-        return values
-
-    def available_bytes(self) -> int | None:
-        return self._inner.available_bytes()
-
     def cache_kind(self, formats: Mapping[str, str]) -> str:
         return "f32"
 
@@ -169,9 +157,6 @@ class Work:
 
     def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
         return self._inner.take(x, which)
-
-    def block(self, residual: list[Floats], compute: Callable[[list[Floats]], Floats]) -> Floats:
-        return compute(residual)
 
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         return compute(h, None)

@@ -107,7 +107,7 @@ class Model:
             from glmcpu.adapters.beside import attach
 
             added = adapters.read(adapter, config, lora_alpha=lora_alpha)
-            arithmetic = attach(arithmetic, added.prefix, added.low_rank)
+            arithmetic = attach(arithmetic, added.prefix, added.low_rank, packed.formats)
         elif lora_alpha is not None:
             raise UsageError(f"lora_alpha={printable(lora_alpha)}: is for LoRA matrices; name them with adapter")
         prefix, kind = added.prefix_tokens if added else 0, arithmetic.cache_kind(packed.formats)

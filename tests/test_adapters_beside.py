@@ -70,7 +70,9 @@ def test_lora_beside_the_weights_is_lora_in_them(backend: str, weights: str, tmp
 
     merged: Any = ChatGLM(plain.config, Merged(), backends.load("reference"))
     expected = merged.forward([Part(ids, merged.new_cache(len(ids)))], every=True)
-    tolerance = 1e-4 if weights == "f32" or backend != "cpu" else 0.1 * np.abs(expected).max()
+    # Beside quantized weights the thin matrices are halves; the CPU backend rounds activations too.
+    near = 1e-5 if weights == "f32" else 0.1 if backend == "cpu" else 5e-3
+    tolerance = near * np.abs(expected).max()
     np.testing.assert_allclose(beside.logits(ids), expected, rtol=0, atol=tolerance)
     assert np.abs(plain.logits(ids) - expected).max() > 0.1
 

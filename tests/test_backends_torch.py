@@ -1,14 +1,19 @@
 """The torch backend on a CPU: packed weights decoded by torch, its cache, and steps that are recorded and replayed."""
 
+import json
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import golden
 import numpy as np
 import pytest
+from tiny_talkers import examples, talker
 
-from glmcpu import backends, formats
+from glmcpu import backends, cli, formats, store
+from glmcpu.engine import Engine
 from glmcpu.errors import MachineError, UsageError
 from glmcpu.formats import Weight
 from glmcpu.model import Model
@@ -154,14 +159,15 @@ def test_cache_holds_what_the_official_one_does() -> None:
     [
         ({"device": "gpu"}, "unknown device 'gpu'; devices: cuda, cuda:N, mps, cpu"),
         ({"device": "cuda:x"}, "unknown device 'cuda:x'"),
+        ({"threads": 0}, "--threads 0: this machine runs 1 to"),
         ({"dtype": "f64"}, "dtype='f64': known are f32 f16 bf16"),
         ({"cache": "int8"}, "cache='int8': with the torch backend keys and values are kept as they are computed"),
         ({"cache": "f16", "dtype": "f32"}, "here f32; leave --cache out"),
     ],
 )
-def test_options_the_backend_lacks_are_refused(options: dict[str, str], fact: str) -> None:
+def test_options_the_backend_lacks_are_refused(options: dict[str, Any], fact: str) -> None:
     with pytest.raises(UsageError, match=fact):
-        backends.load("torch", **{"device": "cpu", **options})  # type: ignore[arg-type]
+        backends.load("torch", **{"device": "cpu", **options})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -170,12 +176,23 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
         backends.load("torch", device="cuda")
 
 
-def test_a_full_device_is_the_machines_failure() -> None:
-    with (
-        pytest.raises(MachineError, match=r"no memory left on cpu; .*lower --context"),
-        backends.load("torch", device="cpu").exclusive(),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_full_device_is_the_machines_failure(error: RuntimeError) -> None:
+    forward = backends.load("torch", device="cpu").exclusive()
+    with pytest.raises(MachineError, match=r"no memory left on cpu; .*lower --context"), forward:
+        raise error
+
+
+def test_another_failure_of_torch_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), backends.load("torch", device="cpu").exclusive():
+        raise RuntimeError("shapes do not fit")
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4_g32"])
@@ -202,3 +219,65 @@ def test_without_a_compiler_a_notice_says_so_and_the_product_is_right(monkeypatc
         found = packed.product(x, kept(weight), compiled=True)
     torch.testing.assert_close(found, packed.product(x, kept(weight)), rtol=0, atol=1e-4)
     torch.testing.assert_close(packed.product(x, kept(weight), compiled=True), found)
+
+
+ON_TORCH = ("--backend", "torch", "--device", "cpu")
+
+
+def command(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    return capfd.readouterr().out
+
+
+def test_chat_on_torch_gives_the_answer_of_the_reference(capfd: pytest.CaptureFixture[str]) -> None:
+    ask = ("chat", store.embedded(), "-p", "What is 6 + 7?", "--greedy")
+    assert command(capfd, *ask, *ON_TORCH) == command(capfd, *ask, "--backend", "reference")
+
+
+def test_eval_on_torch_gives_the_numbers_of_the_reference(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ask = ("eval", talker("f32"), "--text", examples(tmp_path), "--json")
+    found, expected = (
+        json.loads(command(capfd, *ask, *options).splitlines()[-1])["models"][0]
+        for options in (ON_TORCH, ("--backend", "reference"))
+    )
+    assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
+    compared = json.loads(command(capfd, *ask, "--reference", talker("f32"), *ON_TORCH).splitlines()[-1])
+    assert compared["models"][0]["kl"]["top1"] == 1
+
+
+def test_batch_on_torch_answers_many_at_once_as_one_by_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    questions = tmp_path / "in.jsonl"
+    questions.write_text("".join(json.dumps({"prompt": "hello " * n}) + "\n" for n in (1, 3, 2, 5)))
+    said = []
+    for parallel in (1, 3):
+        out = tmp_path / f"{parallel}.jsonl"
+        command(
+            capfd, "batch", questions, out, "-m", talker("f32"), "--greedy", "-n", 6, "--parallel", parallel, *ON_TORCH
+        )
+        said.append([json.loads(line)["response"] for line in out.read_text().splitlines()])
+    assert said[0] == said[1]
+
+
+def test_a_server_on_torch_pauses_a_prompt_for_the_answers_that_run() -> None:
+    """A step inside another forward, as the engine does it between two layers of a prompt."""
+    model = Model.load(talker("f32"), backend="torch", device="cpu", context=64)
+    assert model.tokenizer
+    prompts = [list(model.tokenizer.encode(text)) for text in ("hello", "你好 你好", "the quick brown fox")]
+    alone = [[t.id for t in model.generate(ids, max_new_tokens=9)] for ids in prompts]
+    with Engine(model, parallel=3, pause_s=0.0) as engine:
+        streams = [engine.submit(ids, max_new_tokens=9) for ids in prompts]
+        assert [[t.id for t in stream] for stream in streams] == alone
+
+
+def test_without_torch_the_backend_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [m for m in sys.modules if m.startswith(("glmcpu.backends.torch", "glmcpu.backends._torch"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match=r'needs PyTorch, .*pip install "glmcpu\[torch\]"'):
+        backends.load("torch")
+
+
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"dtype": "f16"}])
+def test_other_backends_have_no_devices(options: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="is for the torch backend, and cpu runs on the CPU"):
+        Model.load(talker("f32"), **options)  # type: ignore[arg-type]

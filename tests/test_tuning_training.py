@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_talkers import talker
 from tiny_tuning import examples, trainer, write_examples
+from torch_files import save_torch
 
 pytest.importorskip("torch", reason="torch is not installed")
 
@@ -277,6 +278,17 @@ def test_other_data_or_another_base_do_not_go_on(tmp_path: Path) -> None:
 def test_without_a_training_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no training to go on with; leave --resume out"):
         trainer(tmp_path).resume()
+
+
+@pytest.mark.parametrize(
+    "table", [{}, {"state": np.frombuffer(b"{}", np.uint8)}, {"state": np.frombuffer(b"[", np.uint8)}]
+)
+def test_another_file_in_place_of_the_state_is_refused(table: dict[str, Any], tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    (tmp_path / "out").mkdir()
+    save_torch(tmp_path / "out" / state.FILE, table | {"weight": np.zeros(3, np.float32)})
+    with pytest.raises(DataError, match=r"training_state\.bin"):
+        made.resume()
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data[:-9], lambda data: b"x" * len(data)])

@@ -1,6 +1,7 @@
 """An adapter at work: a backend that does what another does, and the adapter's part beside it.
 
-    linear       y = x W^T + b, and for a matrix with LoRA  y += (x down^T) up^T: two thin products, W stays packed
+    linear       y = x W^T + b, and for a matrix with LoRA  y += (x down^T) up^T: two thin products, W stays packed.
+                 Beside quantized weights the thin ones are halves, divided by their largest and multiplied again
     new_cache    begins with the prefix's keys and values, written once as this backend keeps them, copied from then on
 
 Models know nothing of it, and neither do backends.
@@ -18,18 +19,15 @@ from glmcpu.backends import Backend, Floats
 from glmcpu.cache import KVCache
 from glmcpu.formats import Weight
 
-_FORMAT = "f32"  # of the thin matrices: a thousandth of the weights, so nothing is gained by less
-
 
 class Beside:
     """All operations of `inner`; those of a product and of a new cache are changed."""
 
-    def __init__(self, inner: Backend, prefix: Prefix | None, low_rank: Mapping[str, LowRank]) -> None:
+    def __init__(
+        self, inner: Backend, prefix: Prefix | None, low_rank: Mapping[str, LowRank], kinds: Mapping[str, str]
+    ) -> None:
         self._inner, self._prefix = inner, prefix
-        self._thin = {
-            name: (inner.keep(_thin(pair.down, f"{name}.down")), inner.keep(_thin(pair.up, f"{name}.up")))
-            for name, pair in low_rank.items()
-        }
+        self._thin = {name: self._keep(name, pair, kinds[name]) for name, pair in low_rank.items()}
         self._written: KVCache | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -40,8 +38,8 @@ class Beside:
         y = self._inner.linear(x, weight, out)
         if weight.name not in self._thin:
             return y
-        down, up = self._thin[weight.name]
-        added = self._inner.scale_add(self._inner.linear(self._inner.linear(x, down), up), 1.0, y)
+        down, up, alpha = self._thin[weight.name]
+        added = self._inner.scale_add(self._inner.linear(self._inner.linear(x, down), up), alpha, y)
         if out is None or added is out:
             return added
         out[:] = added
@@ -61,12 +59,20 @@ class Beside:
         cache.begin_with(self._written)
         return cache
 
+    def _keep(self, name: str, pair: LowRank, kind: str) -> tuple[Weight, Weight, float]:
+        """The thin matrices as the backend wants them, and what their product is to be multiplied by."""
+        if formats.load(kind).EXACT:
+            return self._weight(pair.down, f"{name}.down", "f32"), self._weight(pair.up, f"{name}.up", "f32"), 1.0
+        largest = [float(np.abs(matrix).max()) or 1.0 for matrix in (pair.down, pair.up)]
+        down = self._weight(pair.down / np.float32(largest[0]), f"{name}.down", "f16")
+        return down, self._weight(pair.up / np.float32(largest[1]), f"{name}.up", "f16"), largest[0] * largest[1]
 
-def attach(inner: Backend, prefix: Prefix | None, low_rank: Mapping[str, LowRank]) -> Backend:
-    """The backend with an adapter beside it."""
-    return cast(Backend, Beside(inner, prefix, low_rank))
+    def _weight(self, matrix: Floats, name: str, kind: str) -> Weight:
+        O, I = matrix.shape
+        arrays = formats.load(kind).pack(matrix)
+        return self._inner.keep(Weight(kind, arrays, np.zeros(O, np.float32), O, I, name))
 
 
-def _thin(matrix: Floats, name: str) -> Weight:
-    O, I = matrix.shape
-    return Weight(_FORMAT, formats.load(_FORMAT).pack(matrix), np.zeros(O, np.float32), O, I, name)
+def attach(inner: Backend, prefix: Prefix | None, low_rank: Mapping[str, LowRank], kinds: Mapping[str, str]) -> Backend:
+    """The backend with an adapter beside weights in these formats (matrix -> format)."""
+    return cast(Backend, Beside(inner, prefix, low_rank, kinds))

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from glmcpu import memory
 from glmcpu.cache import KINDS, KVCache, Segment
 from glmcpu.errors import UsageError, printable
 from glmcpu.formats import Weight
@@ -107,6 +108,30 @@ class Backend(Protocol):
 
         Writes the new keys and values to the caches; their length stays.
         """
+
+
+class HostMemory:
+    """What a backend does with arrays whose operations read the mapped file and the machine's own memory: nothing."""
+
+    def numbers(self, x: Floats) -> Floats:
+        """As it is."""
+        return x
+
+    def keep(self, weight: Weight) -> Weight:
+        """As it is."""
+        return weight
+
+    def keep_vector(self, values: Floats) -> Floats:
+        """As it is."""
+        return values
+
+    def available_bytes(self) -> int | None:
+        """What the machine has."""
+        return memory.available_bytes()
+
+    def block(self, residual: list[Floats], compute: Callable[[list[Floats]], Floats]) -> Floats:
+        """Computes it."""
+        return compute(residual)
 
 
 def slabs(T: int) -> Iterator[slice]:

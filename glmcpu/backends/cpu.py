@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu import formats, memory
-from glmcpu.backends import Batch, slabs
+from glmcpu import formats
+from glmcpu.backends import Batch, HostMemory, slabs
 from glmcpu.cache import KVCache, kind_beside
 from glmcpu.formats import Weight
 from glmcpu.kernels import activations, append, attention, norms, threads
@@ -20,7 +20,7 @@ from glmcpu.simd.program import Program
 Floats = NDArray[np.float32]
 
 
-class Backend:
+class Backend(HostMemory):
     """Kernels on `threads` threads (default: one for each physical core), one call at a time in a process.
 
     Operations are written down, not done: `finish` runs them all, in one parallel region. Arrays they return are empty
@@ -72,22 +72,6 @@ class Backend:
                 self._program = written
         return kept[shape].run(_inputs(x, batch))
 
-    def numbers(self, x: Floats) -> Floats:
-        """As it is."""
-        return x
-
-    def keep(self, weight: Weight) -> Weight:
-        """As it is: kernels read the mapped file."""
-        return weight
-
-    def keep_vector(self, values: Floats) -> Floats:
-        """As it is."""
-        return values
-
-    def available_bytes(self) -> int | None:
-        """What the machine has."""
-        return memory.available_bytes()
-
     def cache_kind(self, formats: Mapping[str, str]) -> str:
         """The kind asked for, or float16 beside quantized weights."""
         return self._cache or kind_beside(formats)
@@ -103,10 +87,6 @@ class Backend:
     def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
         """A copy of some rows."""
         return np.ascontiguousarray(x[which])
-
-    def block(self, residual: list[Floats], compute: Callable[[list[Floats]], Floats]) -> Floats:
-        """Computes it."""
-        return compute(residual)
 
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         """Some hundred tokens at a time, written to memory of the program."""

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcpu import formats, memory
-from glmcpu.backends import Batch, slabs
+from glmcpu import formats
+from glmcpu.backends import Batch, HostMemory, slabs
 from glmcpu.cache import KVCache
 from glmcpu.formats import Weight
 from glmcpu.kernels import BLOCK
@@ -19,7 +19,7 @@ from glmcpu.kernels import BLOCK
 Floats = NDArray[np.float32]
 
 
-class Backend:
+class Backend(HostMemory):
     """Plain NumPy, on as many threads as NumPy likes."""
 
     def __init__(self, threads: int | None = None, cache: str | None = None) -> None:
@@ -40,22 +40,6 @@ class Backend:
     def finish(self) -> None:
         """Everything is done when it is asked for."""
 
-    def numbers(self, x: Floats) -> Floats:
-        """As it is."""
-        return x
-
-    def keep(self, weight: Weight) -> Weight:
-        """As it is."""
-        return weight
-
-    def keep_vector(self, values: Floats) -> Floats:
-        """As it is."""
-        return values
-
-    def available_bytes(self) -> int | None:
-        """What the machine has."""
-        return memory.available_bytes()
-
     def cache_kind(self, formats: Mapping[str, str]) -> str:
         """Always float32."""
         return "f32"
@@ -71,10 +55,6 @@ class Backend:
     def take(self, x: Floats, which: NDArray[np.int64]) -> Floats:
         """A copy of some rows."""
         return np.ascontiguousarray(x[which])
-
-    def block(self, residual: list[Floats], compute: Callable[[list[Floats]], Floats]) -> Floats:
-        """Computes it."""
-        return compute(residual)
 
     def in_slabs(self, h: Floats, O: int, compute: Callable[[Floats, Floats | None], Floats]) -> Floats:
         """A prompt's tokens a slab at a time."""

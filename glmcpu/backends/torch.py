@@ -9,6 +9,8 @@ Needs the extra "torch". Apple's MPS is given operations that its documentation 
 """
 
 import contextlib
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -43,6 +45,8 @@ class Backend:
     ) -> None:
         """None: the best device there is, float32 on a CPU and float16 elsewhere. Raises UsageError."""
         self.device = device_of(device)
+        if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
+            raise UsageError(f"--threads {threads}: this machine runs 1 to {os.cpu_count()} threads")
         self.threads = threads
         cpu = self.device.type == "cpu"
         if dtype is not None and dtype not in DTYPES:
@@ -62,7 +66,7 @@ class Backend:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """One forward at a time: recorded steps share their memory. No gradients."""
-        with self._entry, torch.inference_mode(), _explained(self.device):
+        with self._entry, torch.inference_mode(), explained(self.device):
             if self.threads is not None and torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)
             yield
@@ -92,7 +96,7 @@ class Backend:
 
     def keep(self, weight: Weight) -> Weight:
         """On the device, packed."""
-        with _explained(self.device):
+        with explained(self.device):
             return packed.keep(weight, self.device)
 
     def keep_vector(self, values: Floats) -> Tensor:
@@ -112,7 +116,7 @@ class Backend:
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> TorchCache:
         """On the device. What was recorded with an earlier one is forgotten, and its memory with it."""
         self._recorded = self._places = None
-        with _explained(self.device):
+        with explained(self.device):
             return TorchCache(L, H, D, capacity, self.dtype, self.device)
 
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Tensor:
@@ -182,11 +186,13 @@ def device_of(name: str | None) -> torch.device:
 
 
 @contextlib.contextmanager
-def _explained(device: torch.device) -> Iterator[None]:
+def explained(device: torch.device) -> Iterator[None]:
     """Makes a full device a MachineError."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # MPS and CPUs have no class of their own for it
+        if not isinstance(error, torch.OutOfMemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
         raise MachineError(
             f"no memory left on {device}; close what else uses it, lower --context, or use a smaller weight format"
         ) from error

@@ -107,7 +107,7 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight, compiles: bool) -> Tensor:
         ctx.weight, ctx.compiles = weight, compiles
-        return packed.product(x, weight, compiles and not ctx.needs_input_grad[0])
+        return packed.product(x, weight, compiles)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

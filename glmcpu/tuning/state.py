@@ -61,11 +61,19 @@ def read(output: Path) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
         raise DataError(f"{shown(output)}: holds no training to go on with; leave --resume out")
     with contextlib.closing(WeightFile(path)) as file:
         arrays = {name: stored_tensor.read(tensor) for name, tensor in read_tensors(file).items()}
-    table = strict_json.parse(arrays.pop(_JSON, np.zeros(0, np.uint8)).tobytes(), shown(path))
+    if _JSON not in arrays:
+        raise _foreign(path)
+    table = strict_json.parse(arrays.pop(_JSON).tobytes(), shown(path))
     if not isinstance(table, dict) or table.pop("version", None) != _VERSION:
-        raise DataError(f"{shown(path)}: is no training state of this glmcpu; start anew without --resume")
-    identity = table.pop("identity")
+        raise _foreign(path)
+    identity = table.pop("identity", None)
+    if not isinstance(identity, dict) or table.keys() != vars(State()).keys() or type(table["step"]) is not int:
+        raise _foreign(path)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, State(**table), identity
+
+
+def _foreign(path: Path) -> DataError:
+    return DataError(f"{shown(path)}: is no training state of this glmcpu; start anew without --resume")
 
 
 def write_prefix(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:

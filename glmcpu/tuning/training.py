@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glmcpu import files, memory
+from glmcpu.backends.torch import explained
 from glmcpu.backends.torch_training import Backend
 from glmcpu.convert.chatglm import official_config
 from glmcpu.errors import UsageError, shown
@@ -104,14 +105,15 @@ class Trainer:
     def run(self, report: Callable[[Report], None]) -> State:
         """Trains to the end; returns the final state.
 
-        Raises UsageError when the loss is no number any more, MachineError when the disk is full: what was saved before
-        stays.
+        Raises UsageError when the loss is no number any more, MachineError when the disk or the device is full: what
+        was saved before stays.
         """
         s, begun_s, begun, now = self.settings, time.monotonic(), self.state.step, self.state
         steps = s.steps or 0
         while now.step < steps and not self._has_settled():
-            now.losses.append(self._step())
-            evaluated = self._evaluate() if self.validation and self._due(s.evaluate_every) else None
+            with explained(self.backend.device):
+                now.losses.append(self._step())
+                evaluated = self._evaluate() if self.validation and self._due(s.evaluate_every) else None
             if evaluated is not None or now.step % LOG_EVERY == 0 or now.step == steps:
                 loss, now.losses = math.fsum(now.losses) / len(now.losses), []
                 line = {"step": now.step, "loss": loss, "learning_rate": learning_rate(s, now.step - 1)}
