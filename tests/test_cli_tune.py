@@ -75,9 +75,13 @@ def test_an_interrupted_training_goes_on_to_the_same_prefix(
     common = (data, "--base", talker("int8"), *SHORT)
     assert run(capfd, *common, "-o", tmp_path / "whole")[0] == 0
     monkeypatch.setattr(Trainer, "_step", step)
-    assert run(capfd, *common, "-o", tmp_path / "parts")[0] == 130
+    code, _, notes = run(capfd, *common, "-o", tmp_path / "parts")
+    assert code == 130
+    assert "the same command with --resume goes on from the last checkpoint" in notes
     assert run(capfd, *common, "-o", tmp_path / "parts")[0] == 2
-    assert run(capfd, *common, "-o", tmp_path / "parts", "--resume")[0] == 0
+    code, _, notes = run(capfd, *common, "-o", tmp_path / "parts", "--resume")
+    assert code == 0
+    assert "glmcpu: goes on after step 2 of 4\n" in notes
     logs = [(tmp_path / folder / "loss.jsonl").read_bytes() for folder in ("whole", "parts")]
     assert logs[0] == logs[1]
 

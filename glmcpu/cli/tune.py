@@ -3,8 +3,9 @@
 Progress goes to stderr; on stdout one line says what was written and how to use it.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -98,7 +99,7 @@ def command(
 
     chosen = tuning.Settings(**{name: value for name, value in settings.items() if value is not None})
     path = store.only() if base is None else store.find(base)
-    with terminal.StatusLine() as line:
+    with terminal.StatusLine() as line, _interruptible(line, Path(output)):
         state = tuning.tune(
             examples,
             path,
@@ -120,6 +121,18 @@ def command(
         f"wrote {shown(output)}: {state.step:,} steps, {best}; next: glmcpu chat {printable(path, 200)} "
         f"--adapter {printable(output, 200)}"
     )
+
+
+@contextlib.contextmanager
+def _interruptible(line: terminal.StatusLine, output: Path) -> Iterator[None]:
+    """Says how to go on, where there is something to go on with."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        line.clear()
+        if (output / "training_state.bin").exists():
+            terminal.note("the same command with --resume goes on from the last checkpoint")
+        raise
 
 
 def _imported() -> Any:

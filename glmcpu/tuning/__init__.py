@@ -72,6 +72,7 @@ def tune(
     trainer = Trainer(path, folder, seen, held_out, settings, Backend(device, dtype, settings.checkpointing))
     if resume:
         trainer.resume()
+        note(f"goes on after step {trainer.state.step:,} of {trainer.settings.steps:,}")
     elif overwrite:
         state.remove(folder)
     return trainer.run(report)
