@@ -8,8 +8,6 @@ import pytest
 from tiny_tokenizer import tiny_tokenizer
 from tiny_tuning import examples, write_examples
 
-pytest.importorskip("torch", reason="torch is not installed")
-
 from glmcpu import limits
 from glmcpu.errors import DataError
 from glmcpu.tuning import data

@@ -4,8 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_talkers import talker
 
+pytest.importorskip("torch", reason="torch is not installed")
+
+import torch
+
+from glmcpu.backends.torch_training import Backend
+from glmcpu.model import Model
 from glmcpu.texts import COLUMNS
 from glmcpu.tuning import Settings, data
 from glmcpu.tuning.data import Examples
@@ -22,8 +29,6 @@ def write_examples(path: Path, n: int = 7) -> Path:
 
 
 def examples(path: Path, source: int = 64, target: int = 64) -> Examples:
-    from glmcpu.model import Model
-
     words = Model.load(talker("int8"), backend="reference", context=1)
     assert words.tokenizer
     return data.read(path, COLUMNS, words.tokenizer, words.config, source, target)
@@ -31,10 +36,26 @@ def examples(path: Path, source: int = 64, target: int = 64) -> Examples:
 
 def trainer(folder: Path, weights: str = "int8", validation: bool = True, **settings: Any) -> Trainer:
     """A training that has not begun; its output is folder/out."""
-    from glmcpu.backends.torch_training import Backend
-
     chosen = Settings(**{**TINY, **settings})
     seen = examples(write_examples(folder / "train.jsonl"))
     other = examples(write_examples(folder / "validation.jsonl", 3)) if validation else None
     backend = Backend("cpu", checkpointing=chosen.checkpointing)
     return Trainer(talker(weights), folder / "out", seen, other, chosen, backend)
+
+
+def nothing(report: Any) -> None:
+    """No report."""
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """All that a training has written, but for the names of archives in torch's files."""
+    found = {}
+    for path in sorted((folder / "out").rglob("*")):
+        if path.suffix == ".bin":
+            table = torch.load(path, weights_only=True)
+            found[str(path.relative_to(folder))] = b"".join(
+                name.encode() + t.numpy().tobytes() for name, t in table.items()
+            )
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found

@@ -102,7 +102,7 @@ class Places:
         return tuple((s.cache.serial, s.here.start, s.here.stop, s.S) for s in self.sequences)
 
 
-def place(batch: Batch, dtype: torch.dtype, device: torch.device, steady: bool) -> Places:
+def place(batch: Batch, device: torch.device, steady: bool) -> Places:
     """The batch on the device; `steady`: with shapes that stay the same for some steps."""
     sequences = []
     for segment in batch.segments:
@@ -114,13 +114,14 @@ def place(batch: Batch, dtype: torch.dtype, device: torch.device, steady: bool) 
         mask = tensor_of(seen, device) if steady or not seen.all() else None
         here = slice(segment.begin, segment.end)
         sequences.append(Reader(here, cache, tensor_of(segment.places, device), mask, S))
-    cos, sin = (tensor_of(t, device).to(dtype) for t in (batch.cos, batch.sin))
-    return Places(cos, sin, sequences)
+    return Places(tensor_of(batch.cos, device), tensor_of(batch.sin, device), sequences)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, parts: int) -> Tensor:
-    """Turns heads x (..., T, n, D) by angles (..., T, D/2); in each of `parts` parts entry i pairs with i + width/2."""
-    low, high = x.unflatten(-1, (parts, 2, -1)).unbind(-2)
+    """Turns heads x (..., T, n, D) by angles (..., T, D/2), as float32; in each of `parts` parts entry i pairs with
+    i + width/2.
+    """
+    low, high = x.float().unflatten(-1, (parts, 2, -1)).unbind(-2)
     c, s = (t.unflatten(-1, (parts, -1)).unsqueeze(-3) for t in (cos, sin))  # (..., T, 1, parts, width/2)
     return torch.stack([low * c - high * s, high * c + low * s], -2).flatten(-3)
 
@@ -128,7 +129,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, parts: int) -> Tensor:
 def attend(qkv: Tensor, layer: int, places: Places, heads: int, parts: int) -> Tensor:
     """softmax(q k / sqrt(D)) v of qkv (T, H*3*D), sequence by sequence: (T, H*D)."""
     q, k, v = qkv.unflatten(1, (heads, 3, -1)).unbind(2)  # (T, H, D)
-    q, k = (rotate(t, places.cos, places.sin, parts) for t in (q, k))
+    q, k = (rotate(t, places.cos, places.sin, parts).to(qkv.dtype) for t in (q, k))
     out = qkv.new_empty(q.shape)
     for s in places.sequences:
         keys, values = s.cache.append(layer, k[s.here], v[s.here], s.places, s.S)

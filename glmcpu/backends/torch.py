@@ -75,7 +75,7 @@ class Backend:
         """Records the step the first time, where the device can, and replays it while shapes stay the same."""
         if self._record is None:
             return self.numbers(compute(x, batch))
-        places = place(batch, self.dtype, self.device, steady=True)
+        places = place(batch, self.device, steady=True)
         inputs = [x, *places.inputs()]
         if self._recorded is None or self._recorded[0] != places.shape():
             self._recorded = None  # its memory first
@@ -160,7 +160,7 @@ class Backend:
         if isinstance(batch, Places):
             return batch
         if self._places is None or self._places[0] is not batch:
-            self._places = batch, place(batch, self.dtype, self.device, steady=False)
+            self._places = batch, place(batch, self.device, steady=False)
         return self._places[1]
 
     def _check_cache(self, cache: str | None) -> None:
@@ -186,16 +186,14 @@ def device_of(name: str | None) -> torch.device:
 
 
 @contextlib.contextmanager
-def explained(device: torch.device) -> Iterator[None]:
+def explained(device: torch.device, remedy: str = "lower --context, or use a smaller weight format") -> Iterator[None]:
     """Makes a full device a MachineError."""
     try:
         yield
     except RuntimeError as error:  # MPS and CPUs have no class of their own for it
         if not isinstance(error, torch.OutOfMemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        raise MachineError(
-            f"no memory left on {device}; close what else uses it, lower --context, or use a smaller weight format"
-        ) from error
+        raise MachineError(f"no memory left on {device}; close what else uses it, {remedy}") from error
 
 
 def _record_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:

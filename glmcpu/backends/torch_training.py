@@ -78,7 +78,8 @@ class Backend(inference.Backend):
         cos, sin, mask = self._tables(batch)
         B, _, S = len(mask), 1, cos.shape[1]
         q, k, v = qkv.view(B, S, heads, 3, -1).unbind(3)  # (B, S, H, D)
-        q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin, parts), rotate(k, cos, sin, parts), v))
+        q, k = (rotate(t, cos, sin, parts).to(v.dtype) for t in (q, k))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if self.prefix is not None:
             before = (t[layer].to(k.dtype).transpose(1, 2) for t in self.prefix)
             k, v = (torch.cat([first, then], 2) for first, then in zip(before, (k, v), strict=True))
@@ -94,7 +95,7 @@ class Backend(inference.Backend):
                     f"sequences of {min(lengths)} to {max(lengths)} tokens; training reads sequences of one length"
                 )
             B, S = len(batch.segments), lengths.pop()
-            turns = (packed.tensor_of(t, self.device).to(self.dtype).view(B, S, -1) for t in (batch.cos, batch.sin))
+            turns = (packed.tensor_of(t, self.device).view(B, S, -1) for t in (batch.cos, batch.sin))
             visible = np.stack([segment.visible for segment in batch.segments])
             mask = np.arange(S + batch.segments[0].cache.prefix) < visible[:, :, None]
             self._tables_of = batch, (*turns, packed.tensor_of(mask, self.device)[:, None])

@@ -42,8 +42,8 @@ class PrefixEncoder(nn.Module):  # type: ignore[misc]
         return both[0::2], both[1::2]
 
     def official(self) -> dict[str, Tensor]:
-        """Tensors under their official names, in memory."""
-        return {f"{NAMES}{name}": value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        """Tensors under their official names."""
+        return {f"{NAMES}{name}": value.detach().cpu() for name, value in self.state_dict().items()}
 
 
 def save(tensors: dict[str, Tensor], file: BinaryIO) -> None:

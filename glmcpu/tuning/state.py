@@ -90,10 +90,15 @@ def write_prefix(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any
     files.write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def checkpoints(output: Path) -> list[Path]:
+    """The folders of prefixes in `output`, the oldest first."""
+    steps = {path: path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*")}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
+
+
 def remove(output: Path) -> None:
     """Deletes what a training has written, and nothing else; the state last, so that a folder half emptied has one."""
-    checkpoints = [path for path in output.glob("checkpoint-*") if path.name[len("checkpoint-") :].isdecimal()]
-    for folder in (*checkpoints, output):
+    for folder in (*checkpoints(output), output):
         for name in ("pytorch_model.bin", "config.json", "loss.jsonl", "loss.svg", FILE):
             if files.exists(folder / name):
                 files.remove(folder / name)

@@ -9,6 +9,7 @@ seed and step, so a training that goes on from its state ends in the same bits a
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glmcpu import files, memory
+from glmcpu import memory
 from glmcpu.backends.torch import explained
 from glmcpu.backends.torch_training import Backend
 from glmcpu.convert.chatglm import official_config
@@ -85,7 +86,7 @@ class Trainer:
     def resume(self) -> None:
         """Goes on from the state in `output`; raises DataError when there is none, UsageError when it is another's."""
         tensors, found, identity = state.read(self.output)
-        mine = self._identity()
+        mine = self._identity
         if other := [key for key in mine if identity.get(key) != mine[key]]:
             raise UsageError(
                 f"{shown(self.output)}: its training has {other[0]} {identity.get(other[0])} and this one "
@@ -111,9 +112,10 @@ class Trainer:
         s, begun_s, begun, now = self.settings, time.monotonic(), self.state.step, self.state
         steps = s.steps or 0
         while now.step < steps and not self._has_settled():
-            with explained(self.backend.device):
+            with explained(self.backend.device, "lower --batch, or pass --checkpointing"):
                 now.losses.append(self._step())
-                evaluated = self._evaluate() if self.validation and self._due(s.evaluate_every) else None
+                look = self.validation and (self._due(s.evaluate_every) or now.step == steps)
+                evaluated = self._evaluate() if look else None
             if evaluated is not None or now.step % LOG_EVERY == 0 or now.step == steps:
                 loss, now.losses = math.fsum(now.losses) / len(now.losses), []
                 line = {"step": now.step, "loss": loss, "learning_rate": learning_rate(s, now.step - 1)}
@@ -137,16 +139,15 @@ class Trainer:
     def _step(self) -> float:
         """One step of AdamW; returns its loss."""
         s, total = self.settings, 0.0
-        self.encoder.train()
         self._optimizer.zero_grad()
         for n in range(self.state.step * s.accumulation, (self.state.step + 1) * s.accumulation):
             generator = torch.Generator(self.backend.device).manual_seed(s.seed + 1_000_003 * (n + 1))
             loss = self.loss(data.batch(self.examples.all, n, s.batch, s.seed), generator)
             total += float(loss.detach())
-            self._check(total)
+            self._check("the loss", total)
             (loss / s.accumulation).backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), CLIP)
-        self._check(float(norm))
+        self._check("the gradient", float(norm))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(s, self.state.step)
         self._optimizer.step()
@@ -163,7 +164,7 @@ class Trainer:
             total += predicted * float(self.loss(batch))
             count += predicted
         loss = total / count
-        self._check(loss)
+        self._check("the validation loss", loss)
         self.state.evaluations_since_best += 1
         if self.state.best is None or loss < self.state.best:
             self.state.best, self.state.evaluations_since_best = loss, 0
@@ -187,7 +188,7 @@ class Trainer:
             moments = self._optimizer.state[parameter]
             tensors[f"prefix.{name}"] = parameter.detach().cpu()
             tensors[f"mean.{name}"], tensors[f"square.{name}"] = moments["exp_avg"].cpu(), moments["exp_avg_sq"].cpu()
-        state.write(self.output, tensors, self.state, self._identity())
+        state.write(self.output, tensors, self.state, self._identity)
         state.write_log(self.output, self.state)
         self._saved_s = time.monotonic()
 
@@ -203,17 +204,18 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
-    def _check(self, value: float) -> None:
+    def _check(self, what: str, value: float) -> None:
         """Raises UsageError when a loss or a gradient is no number any more."""
         if math.isfinite(value):
             return
-        kept = [line.name for line in sorted(self.output.glob("checkpoint-*")) if files.exists(line)]
-        what = f"the checkpoints before stay: {' '.join(kept[-3:])}" if kept else "nothing was saved yet"
+        kept = state.checkpoints(self.output)
+        before = f"{kept[-1].name} stays" if kept else "nothing was saved yet"
         raise UsageError(
-            f"the loss is {value} in step {self.state.step + 1:,}, which happens when the learning rate, here "
-            f"{self.settings.learning_rate:g}, is too high; lower --learning-rate or raise --warm-up; {what}"
+            f"{what} is {value} in step {self.state.step + 1:,}, which happens when the learning rate, here "
+            f"{self.settings.learning_rate:g}, is too high; lower --learning-rate or raise --warm-up; {before}"
         )
 
+    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         """What a training must have in common with one that goes on from it."""
         texts = [(example.ids, example.begin) for example in self.examples.all]
