@@ -6,7 +6,7 @@ from typing import Any
 import golden
 import numpy as np
 import pytest
-from tiny_adapter import config, prefix_tensors, write_lora, write_prefix
+from tiny_adapter import SHAPES, config, lora_tensors, prefix_tensors, write_lora, write_prefix
 from tiny_talkers import talker
 
 from glmcpu import adapters, backends, formats, memory
@@ -90,6 +90,18 @@ def test_tokens_read_one_by_one_have_the_scores_they_have_at_once(backend: str, 
             found.append(model.language_model.forward([Part(everything[:n], cache)])[0])
         expected = model.logits(everything)[len(prompt) - 1 :]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_lora_on_all_kinds_holds_for_a_prompt_of_several_slabs(threads: int, tmp_path: Path) -> None:
+    """The last matrix of a layer writes to its tokens' share of the result."""
+    folder = write_lora(tmp_path / "lora", lora_tensors(SHAPES))
+    ids = [5 + i % 200 for i in range(1100)]
+    exact = Model.load(talker("f32"), backend="reference", adapter=folder)
+    ids += [exact.config.gmask, exact.config.bos]
+    found = Model.load(talker("f32"), adapter=folder, threads=threads).logits(ids)
+    expected = exact.logits(ids)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,7 +25,7 @@ from glmcpu.errors import Notice, printable
 from glmcpu.formats import ROWS, Weight
 
 _SLAB = {"cpu": 1 << 20}  # weights decoded at once: what stays in a CPU's cache
-_LARGE_SLAB = 1 << 26
+_LARGE_SLAB = 1 << 25
 
 Decode = Callable[[Any, Mapping[str, Tensor]], Tensor]
 Arrays = Mapping[str, Tensor]
