@@ -1,6 +1,7 @@
 """Trainings that end in a bad way, or go on from something else: nothing saved is lost, and one line says why."""
 
 import errno
+import io
 import os
 from importlib import import_module
 from pathlib import Path
@@ -51,14 +52,39 @@ def test_a_gradient_that_is_no_number_ends_it_before_the_prefix_is_spoilt(tmp_pa
     assert torch.equal(made.encoder.embedding.weight.detach(), before)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "config.json", "training_state.bin", "loss.jsonl"])
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+class FullDisk(io.FileIO):
+    """A file on a disk with room for so many bytes more."""
+
+    def __init__(self, path: Path, room: int) -> None:
+        super().__init__(path, "xb")
+        self.room = room
+
+    def write(self, data: Any) -> int:
+        self.room -= memoryview(data).nbytes
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "room"),
+    [
+        *((name, room) for name in ("pytorch_model.bin", "training_state.bin") for room in (0, 20, 700, 1300)),
+        ("config.json", 0),
+        ("loss.jsonl", None),  # it cannot even be made
+    ],
+)
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
+    name: str, room: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, real = trainer(tmp_path, validation=False), files._open_new
 
     def open_new(path: Path) -> Any:
-        if made.state.step == 4 and f".{name}." in path.name:
+        if made.state.step != 4 or f".{name}." not in path.name:
+            return real(path)
+        if room is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path)
+        return io.BufferedWriter(FullDisk(path, room), 1)
 
     monkeypatch.setattr(files, "_open_new", open_new)
     with pytest.raises(MachineError, match="no space left"):

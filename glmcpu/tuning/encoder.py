@@ -7,7 +7,7 @@ The official PrefixEncoder of THUDM/chatglm-6b, its initial values (those of tor
 numbers while it is trained, drawn for each sequence.
 """
 
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +44,6 @@ class PrefixEncoder(nn.Module):  # type: ignore[misc]
     def official(self) -> dict[str, Tensor]:
         """Tensors under their official names."""
         return {f"{NAMES}{name}": value.detach().cpu() for name, value in self.state_dict().items()}
-
-
-def save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
-    """Writes pytorch_model.bin as the official ptuning/main.py does."""
-    torch.save(tensors, file)
 
 
 def configuration(official: dict[str, Any], tokens: int, projection: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from glmcpu import files, strict_json
 from glmcpu.errors import DataError, shown
-from glmcpu.tuning import encoder
 
 FILE = "training_state.bin"
 _VERSION = 1
@@ -47,7 +46,7 @@ def write(output: Path, tensors: dict[str, Tensor], state: State, identity: dict
     document = {"version": _VERSION, "identity": identity, **vars(state)}
     raw = np.frombuffer(json.dumps(document).encode(), np.uint8).copy()
     with files.atomic_write(output / FILE) as file:
-        torch.save({**tensors, _JSON: torch.from_numpy(raw)}, file)
+        _save({**tensors, _JSON: torch.from_numpy(raw)}, file)
 
 
 def read(output: Path) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
@@ -81,7 +80,7 @@ def write_prefix(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any
     made = not files.exists(folder)
     try:
         with files.atomic_write(folder / "pytorch_model.bin") as file:
-            encoder.save(tensors, file)
+            _save(tensors, file)
     except BaseException:
         if made:
             with contextlib.suppress(OSError):
@@ -105,6 +104,35 @@ def remove(output: Path) -> None:
         if folder != output:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+class _Watched:
+    """A file that remembers what the system said of a write: torch tells of it as of an error of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
+    """torch.save; raises OSError when the disk is full."""
+    watched = _Watched(file)
+    try:
+        torch.save(tensors, watched)
+    except RuntimeError as error:
+        if watched.error is None:
+            raise
+        raise watched.error from error
 
 
 def write_log(output: Path, state: State) -> None:
