@@ -148,6 +148,16 @@ def test_a_damaged_state_is_refused(damage: Any, tmp_path: Path) -> None:
         trainer(tmp_path).resume()
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(tmp_path)
+    monkeypatch.setattr(made, "_step", lambda: pytest.fail("a step was made"))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(MachineError, match="cannot be written"):
+        made.run(nothing)
+
+
 def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = examples(write_examples(tmp_path / "train.jsonl"))
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)

@@ -56,6 +56,7 @@ def tune(
     """
     folder = Path(output)
     _check_output(folder, resume, overwrite)
+    backend = Backend(device, dtype, settings.checkpointing)
     path, words = store.find(base), Model.load(base, backend="reference", context=1)
     require_tokenizer(words)
     tokenizer: Any = words.tokenizer
@@ -69,7 +70,7 @@ def tune(
         return found
 
     seen, held_out = read(examples, "training"), None if validation is None else read(validation, "validation")
-    trainer = Trainer(path, folder, seen, held_out, settings, Backend(device, dtype, settings.checkpointing))
+    trainer = Trainer(path, folder, seen, held_out, settings, backend)
     if resume:
         trainer.resume()
         note(f"goes on after step {trainer.state.step:,} of {trainer.settings.steps:,}")

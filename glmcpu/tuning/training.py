@@ -109,6 +109,7 @@ class Trainer:
         Raises UsageError when the loss is no number any more, MachineError when the disk or the device is full: what
         was saved before stays.
         """
+        state.write_log(self.output, self.state)  # what cannot be written is found now, not after an hour
         s, begun_s, begun, now = self.settings, time.monotonic(), self.state.step, self.state
         steps = s.steps or 0
         while now.step < steps and not self._has_settled():
