@@ -6,7 +6,8 @@ matrix product promises. It costs r passes over some rows that stay in the proce
 the fused matrices of ChatGLM-6B.
 
 A merged weight is another weight: the row scales of an official int8 or int4 checkpoint are of no use to it, and it is
-rounded anew. An adapter beside the weights (glmcpu chat --adapter) is rounded never, and costs a little at every token.
+rounded anew. Beside the weights (glmcpu chat --adapter) an adapter is kept in half precision at least, and costs a
+little at every token.
 """
 
 import os

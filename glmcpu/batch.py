@@ -219,6 +219,8 @@ def made_with(model: Model, options: Options) -> str:
         "cache": model.cache_bytes(1),  # how keys and values are kept shows in the bytes they take
         "options": dataclasses.asdict(options),
     }
+    if model.computed_by != "cpu":
+        about["computed_by"] = model.computed_by
     if model.adapter is not None:
         about["adapter"] = model.adapter.digest()
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]

@@ -23,7 +23,6 @@ import numpy as np
 
 from glmcpu import backends, formats
 from glmcpu.cache import KVCache
-from glmcpu.kernels import BLOCK
 from glmcpu.kernels.ceiling import Ceilings as KernelCeilings
 from glmcpu.model import Model, read_config
 from glmcpu.models import Part
@@ -254,8 +253,9 @@ class _Bench:
         seconds = [s for _ in range(self._plan.repeats) for s in self._steps(self._caches[:batch])]
         read_gb_per_s = (before + self._ceilings.read()) / 2
         middle, context = statistics.median(seconds), len(self._ids)
-        position_bytes = self._caches[0].nbytes / -(-self._capacity // BLOCK) / BLOCK
-        read_bytes = self._work.weights_bytes + batch * position_bytes * (context + (1 + self._plan.tokens) / 2)
+        cache = self._caches[0]
+        positions = cache.prefix + context + (1 + self._plan.tokens) / 2
+        read_bytes = self._work.weights_bytes + batch * cache.position_bytes * positions
         low, high = _percentiles(seconds)
         return Decode(
             context=context,

@@ -94,6 +94,11 @@ class KVCache:
         self.length, self.prefix, self.capacity = other.length, other.prefix, other.capacity
 
     @property
+    def position_bytes(self) -> float:
+        """What one position takes."""
+        return float(self.nbytes / (self.keys.shape[1] * BLOCK))
+
+    @property
     def nbytes(self) -> int:
         """Memory of a full cache."""
         return self.keys.nbytes + self.values.nbytes + self.key_scales.nbytes + self.value_scales.nbytes

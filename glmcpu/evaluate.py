@@ -115,7 +115,8 @@ def evaluate(
     runs = [_Run(model) for model in ([] if reference is None else [reference])] + [_Run(model) for model in models]
     done, total = 0, text.ids * len(runs)
     lengths: list[int] = []
-    for group in _passes(text):
+    prefix = max(run.model.adapter.prefix_tokens if run.model.adapter else 0 for run in runs)
+    for group in _passes(text, prefix):
         states = []
         for run in runs:
             states.append(run.read(group, done, total, progress))
@@ -203,12 +204,12 @@ class _Run:
         )
 
 
-def _passes(text: Text) -> Iterator[list[texts.Sequence]]:
-    """The sequences, as many together as fit into _PASS_POSITIONS, or a longer one alone."""
+def _passes(text: Text, prefix: int = 0) -> Iterator[list[texts.Sequence]]:
+    """The sequences, as many together as fit into _PASS_POSITIONS, or a longer one alone, each behind its prefix."""
     group: list[texts.Sequence] = []
     positions = 0
     for sequence in text:
-        more = -(-len(sequence.ids) // BLOCK) * BLOCK  # a cache grows in blocks
+        more = -(-(prefix + len(sequence.ids)) // BLOCK) * BLOCK  # a cache grows in blocks
         if group and positions + more > _PASS_POSITIONS:
             yield group
             group, positions = [], 0

@@ -85,4 +85,4 @@ EVAL_TOKENS = 1 << 22  # scored; what is kept of them takes 100 MB a model
 # tuning
 TUNING_EXAMPLES = 1 << 20
 TUNING_BATCH = 4096
-TUNING_STEPS = 500_000  # their losses are kept, and read back as JSON
+TUNING_STEPS = 10_000_000

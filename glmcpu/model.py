@@ -46,6 +46,7 @@ class Model:
         drafts: bool = True,
         adapter: "Adapter | None" = None,
         available_bytes: Callable[[], int | None] = memory.available_bytes,
+        computed_by: str = "cpu",
     ) -> None:
         """`load` makes one.
 
@@ -54,6 +55,7 @@ class Model:
         drafts           whether a pass over several ids gives the very scores of passes over one
         adapter          what was loaded beside the weights
         available_bytes  memory there is where the model runs
+        computed_by      the backend, and for torch its precision
         """
         self.path = path
         self.context = context
@@ -63,6 +65,7 @@ class Model:
         self.drafts = drafts
         self.adapter = adapter
         self.available_bytes = available_bytes
+        self.computed_by = computed_by
 
     @classmethod
     def load(
@@ -130,6 +133,7 @@ class Model:
             drafts=backend == "cpu",  # library products round one row another way than several
             adapter=added,
             available_bytes=arithmetic.available_bytes,
+            computed_by=f"torch {dtype or kind}" if backend == "torch" else backend,
         )
 
     @property
@@ -170,7 +174,7 @@ class Model:
 
         progress(layers done, layers) is called while the prompt is read. `lookup` guesses ahead from what stands in
         `ids` and the answer already (lookup.py): the same tokens, several a pass where the text repeats itself; the
-        reference backend does not. Raises DataError and UsageError before the first token.
+        cpu backend does, the others do not. Raises DataError and UsageError before the first token.
         """
         return generate(
             self.language_model,

@@ -92,6 +92,18 @@ def test_tokens_read_one_by_one_have_the_scores_they_have_at_once(backend: str, 
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_adapters_work_in_half_precision_on_torch(dtype: str, tmp_path: Path) -> None:
+    """What LoRA adds is float32, and the cache is not."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    for adapter in (write_prefix(tmp_path / "prefix"), write_lora(tmp_path / "lora", lora_tensors(SHAPES))):
+        exact = Model.load(talker("int8"), backend="reference", adapter=adapter)
+        found = Model.load(talker("int8"), backend="torch", device="cpu", dtype=dtype, adapter=adapter)
+        expected = exact.logits(ids_of(exact))
+        near = {"f16": 0.01, "bf16": 0.1}[dtype] * np.abs(expected).max()
+        np.testing.assert_allclose(found.logits(ids_of(exact)), expected, rtol=0, atol=near)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_lora_on_all_kinds_holds_for_a_prompt_of_several_slabs(threads: int, tmp_path: Path) -> None:
     """The last matrix of a layer writes to its tokens' share of the result."""

@@ -171,6 +171,8 @@ def test_the_cache_is_half_precision_only_beside_quantized_weights() -> None:
         assert backends.load("cpu", 1, "int8").new_cache(1, 1, 16, 16, kinds).keys.dtype == np.int8
     with pytest.raises(UsageError, match="cache='int4': known are f32 f16 int8"):
         backends.load("cpu", 1, "int4")
+    with pytest.raises(UsageError, match="cache='int8': the reference backend keeps f32"):
+        backends.load("reference", None, "int8")
 
 
 def test_two_threads_take_turns_on_a_layer_that_aborts_on_concurrent_entry() -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def test_cache_holds_what_the_official_one_does() -> None:
     ("options", "fact"),
     [
         ({"device": "gpu"}, "unknown device 'gpu'; devices: cuda, cuda:N, mps, cpu"),
-        ({"device": "cuda:x"}, "unknown device 'cuda:x'"),
+        *(({"device": name}, f"unknown device '{name}'") for name in ("cuda:x", "cuda:", "cpu:", "cpu:0", "mps:1", "")),
         ({"threads": 0}, "--threads 0: this machine runs 1 to"),
         ({"dtype": "f64"}, "dtype='f64': known are f32 f16 bf16"),
         ({"cache": "int8"}, "cache='int8': with the torch backend keys and values are kept as they are computed"),
@@ -281,3 +282,32 @@ def test_without_torch_the_backend_says_how_to_get_it(monkeypatch: pytest.Monkey
 def test_other_backends_have_no_devices(options: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="is for the torch backend, and cpu runs on the CPU"):
         Model.load(talker("f32"), **options)  # type: ignore[arg-type]
+
+
+def test_threads_may_share_a_model_on_torch() -> None:
+    model = Model.load(talker("f32"), backend="torch", device="cpu", context=64)
+    assert model.tokenizer
+    prompts = [list(model.tokenizer.encode(text)) for text in ("hello", "你好 你好")]
+    alone = [[t.id for t in model.generate(ids, max_new_tokens=20)] for ids in prompts]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            runs = pool.map(lambda ids: [t.id for t in model.generate(ids, max_new_tokens=20)], prompts * 10)
+        assert list(runs) == alone * 10
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_where_torch_refuses_to_compile_at_all_the_plain_operations_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_plain_only", set())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("torch.compile is not supported on this Python")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    packed._compiler.cache_clear()
+    weight, x = weight_of("int3_g32", 40, 64), torch.ones(3, 64)
+    with pytest.warns(Warning, match="torch cannot compile here, which is slower: torch.compile is not supported"):
+        found = packed.product(x, kept(weight), compiled=True)
+    torch.testing.assert_close(found, packed.product(x, kept(weight)), rtol=0, atol=1e-4)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import golden
 import pytest
 from canned_batch import GREEDY, QUESTIONS, WARM, CannedEngine, answers, canned, questions
 from tiny_adapter import prefix_tensors, write_lora, write_prefix
@@ -109,7 +110,8 @@ def test_context_cache_and_adapter_are_among_what_decides_an_answer(tmp_path: Pa
     one, other = (write_prefix(tmp_path / str(n), prefix_tensors(n)) for n in (3, 4))
     settings: list[dict[str, Any]] = [{}, {"context": 100}, {"cache": "int8"}, {"cache": "f16"}]
     settings += [{"adapter": one}, {"adapter": other}, {"adapter": write_lora(tmp_path / "lora")}]
-    assert len({made_with(Model.load(talker("f32"), **own), GREEDY) for own in settings}) == 7
+    settings += [{"backend": name} for name in golden.BACKENDS if name != "cpu"]
+    assert len({made_with(Model.load(talker("f32"), **own), GREEDY) for own in settings}) == len(settings)
     assert made_with(Model.load(talker("f32"), threads=1), GREEDY) == made_with(loaded("f32"), GREEDY)
 
 

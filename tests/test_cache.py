@@ -28,6 +28,7 @@ def test_the_layout_is_the_documented_one_and_empty(capacity: int, D: int, kind:
     assert (cache.length, cache.capacity) == (0, capacity)
     arrays = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
     assert sum(a.nbytes for a in arrays) == bytes_for(L, H, D, capacity, kind)
+    assert cache.position_bytes * B * 128 == cache.nbytes == bytes_for(L, H, D, capacity, kind)
     assert all(a.shape == (0, H, D) for a in cache.plain(0))
 
 

@@ -107,6 +107,16 @@ def test_overwriting_leaves_nothing_of_the_training_before(tmp_path: Path, capfd
         (["x.jsonl", "-o", "out", "--schedule", "step"], 2, ["'step'", "linear"]),
         (["x.jsonl", "-o", "out", "--resume"], 3, ["holds no training to go on with"]),
         (["x.jsonl", "-o", "out", "--resume", "--overwrite"], 2, ["give one of them"]),
+        (["x.jsonl", "-o", ""], 2, ["the output's name is empty"]),
+        (["x.jsonl", "-o", "out", "--patience", "2"], 2, ["are for the validation loss"]),
+        (["x.jsonl", "-o", "out", "--evaluate-every", "2"], 2, ["are for the validation loss"]),
+        (["x.jsonl", "-o", "out", "--seed", "4294967297"], 2, ["0 to 4,294,967,296"]),
+        (
+            ["x.jsonl", "-o", "foreign"],
+            2,
+            ["pytorch_model.bin: is there and of no training", "another folder"],
+        ),
+        (["x.jsonl", "-o", "foreign", "--overwrite"], 2, ["is there and of no training of glmcpu"]),
         (["x.jsonl", "-o", "x.jsonl"], 2, ["x.jsonl: is a file; name a folder"]),
         (["bad.jsonl", "-o", "out"], 3, ["bad.jsonl: line 2", "response"]),
         (["x.jsonl", "-o", "out", "--device", "tpu"], 2, ["unknown device 'tpu'"]),
@@ -118,6 +128,8 @@ def test_a_wrong_request_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_examples(Path("x.jsonl"))
+    Path("foreign").mkdir()
+    Path("foreign/pytorch_model.bin").write_bytes(b"somebody's")
     Path("bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
     base = [] if "--base" in arguments or not arguments else ["--base", str(talker("int8"))]
     found, out, err = run(capfd, *arguments, *base)
@@ -129,6 +141,7 @@ def test_a_wrong_request_is_one_line(
     assert len(errors[0]) <= 300
     assert "Traceback" not in err
     assert not Path("out").exists()
+    assert [path.read_bytes() for path in Path("foreign").iterdir()] == [b"somebody's"]
 
 
 @pytest.mark.parametrize("missing", ["torch", "matplotlib"])

@@ -120,6 +120,13 @@ def test_how_sequences_are_put_together_changes_nothing(tmp_path: Path, monkeypa
         assert all(map(same, run(), whole))
 
 
+def test_a_pass_has_room_for_the_prefix_of_each_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "_PASS_POSITIONS", 512)
+    assert [len(group) for group in evaluate._passes(text(tmp_path))] == [4, 2]
+    assert [len(group) for group in evaluate._passes(text(tmp_path), 128)] == [2, 2, 2]
+    assert [len(group) for group in evaluate._passes(text(tmp_path), 1000)] == [1] * 6
+
+
 def test_scores_are_never_held_for_many_ids_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     inner = ChatGLM._scores

@@ -181,6 +181,16 @@ def test_a_training_shorter_than_an_evaluation_leaves_a_prefix_too(tmp_path: Pat
     assert (tmp_path / "out" / "pytorch_model.bin").exists()
 
 
+def test_the_log_of_a_long_training_comes_back_to_the_bit(tmp_path: Path) -> None:
+    log = [{"step": n, "loss": 1 / (n + 1), "learning_rate": 2e-2 / (n + 3)} for n in range(60_000)]
+    log[7]["validation_loss"] = 0.1
+    written = state.State(step=60_000, best=0.1, losses=[0.3], log=log)
+    state.write(tmp_path, {"weight": torch.ones(2)}, written, {"seed": 1})
+    tensors, found, identity = state.read(tmp_path)
+    assert (found, identity) == (written, {"seed": 1})
+    assert tensors.keys() == {"weight"}
+
+
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     for name in ("checkpoint-1000", "checkpoint-90", "checkpoint-x", "checkpoint-200"):
         (tmp_path / name).mkdir()

@@ -50,13 +50,14 @@ class Beside:
         if self._prefix is None:
             return self._inner.new_cache(L, H, D, capacity, formats)
         P = self._prefix.tokens
-        if self._written is None:
-            written = self._inner.new_cache(L, H, D, P, formats)
-            for layer in range(L):
-                written.write(layer, self._prefix.keys[layer], self._prefix.values[layer])
-            self._written = written
-        cache = self._inner.new_cache(L, H, D, P + capacity, formats)
-        cache.begin_with(self._written)
+        with self._inner.exclusive():
+            if self._written is None:
+                written = self._inner.new_cache(L, H, D, P, formats)
+                for layer in range(L):
+                    written.write(layer, self._prefix.keys[layer], self._prefix.values[layer])
+                self._written = written
+            cache = self._inner.new_cache(L, H, D, P + capacity, formats)
+            cache.begin_with(self._written)
         return cache
 
     def _keep(self, name: str, pair: LowRank, kind: str) -> tuple[Weight, Weight, float]:

@@ -157,6 +157,8 @@ def load(
         raise UsageError(f"unknown backend {printable(name)!r}; backends: {' '.join(NAMES)}")
     if cache is not None and cache not in KINDS:
         raise UsageError(f"cache={printable(cache)!r}: known are {' '.join(KINDS)}")
+    if name == "reference" and cache not in (None, "f32"):
+        raise UsageError(f"cache={cache!r}: the reference backend keeps f32; leave it out, or take another backend")
     placed = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
     if placed and name != "torch":
         key, value = next(iter(placed.items()))

@@ -68,6 +68,11 @@ class TorchCache:
         self.length, self.prefix, self.capacity = other.length, other.prefix, other.capacity
 
     @property
+    def position_bytes(self) -> float:
+        """What one position takes."""
+        return self.nbytes / int(self.keys.shape[2])
+
+    @property
     def nbytes(self) -> int:
         """Memory it takes."""
         return int(2 * self.keys.nbytes)

@@ -26,6 +26,7 @@ from glmcpu.formats import ROWS, Weight
 
 _SLAB = {"cpu": 1 << 20}  # weights decoded at once: what stays in a CPU's cache
 _LARGE_SLAB = 1 << 25
+_SHAPES = 64  # of matrices, times formats
 
 Decode = Callable[[Any, Mapping[str, Tensor]], Tensor]
 Arrays = Mapping[str, Tensor]
@@ -113,11 +114,17 @@ def _one_in_slabs(weight: Weight, x: Tensor, arrays: Arrays) -> Tensor:
     return torch.cat([functional.linear(x, some) for _, some in slabs(weight, x.dtype)], 1)
 
 
+class _NoCompilerError(Exception):
+    """torch does not compile for this Python at all."""
+
+
 @cache
-def _compiler(function: Callable[..., Tensor], decode: Decode) -> Callable[..., Tensor] | None:
+def _compiler(function: Callable[..., Tensor], decode: Decode) -> Callable[..., Tensor]:
     """`function` of a format's decode, compiled; it is compiled when it is first called, for each shape."""
-    torch._dynamo.config.recompile_limit = 64  # shapes of matrices times formats
-    return torch.compile(partial(function, decode), dynamic=False)  # type: ignore[no-any-return]
+    try:
+        return torch.compile(partial(function, decode), dynamic=False)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        raise _NoCompilerError(error) from error
 
 
 _plain_only: set[Callable[..., Tensor]] = set()
@@ -128,13 +135,16 @@ def _compiled(
     function: Callable[..., Tensor], decode: Decode, plain: Callable[..., Tensor] | None = None
 ) -> Callable[..., Tensor]:
     """`function` compiled, and the plain operations where torch finds no compiler."""
-    fast, slow = _compiler(function, decode), plain or partial(function, decode)
+    slow = plain or partial(function, decode)
 
     def run(*arguments: Any) -> Tensor:
         if function not in _plain_only:
             try:
-                return fast(*arguments)  # type: ignore[misc]
-            except torch._dynamo.exc.TorchDynamoException as error:
+                fast = _compiler(function, decode)
+                if torch._dynamo.config.recompile_limit != _SHAPES:  # it is another one in each thread
+                    torch._dynamo.config.recompile_limit = _SHAPES
+                return fast(*arguments)
+            except (torch._dynamo.exc.TorchDynamoException, _NoCompilerError) as error:
                 _plain_only.add(function)
                 reason = printable(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
                 warnings.warn(f"torch cannot compile here, which is slower: {reason}", Notice, stacklevel=2)

@@ -32,6 +32,11 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 Floats = NDArray[np.float32]
 
+_FULL = "out of memory|allocate memory|ALLOC_FAILED"
+
+_entry = threading.RLock()
+"""Held by whoever uses a device: a step that is being recorded must not see what other threads do to it."""
+
 
 class Backend:
     """Operations on `device`, products and attention in `dtype`; `threads` are those of a CPU."""
@@ -53,7 +58,6 @@ class Backend:
             raise UsageError(f"dtype={printable(dtype)!r}: known are {' '.join(DTYPES)}")
         self.dtype = DTYPES[dtype or ("f32" if cpu else "f16")]
         self._check_cache(cache)
-        self._entry = threading.RLock()
         self._places: tuple[Batch, Places] | None = None
         self._recorded: tuple[Any, list[Tensor], Callable[[], Tensor]] | None = None
         self._compiles = self.device.type == "cuda"
@@ -66,7 +70,7 @@ class Backend:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """One forward at a time: recorded steps share their memory. No gradients."""
-        with self._entry, torch.inference_mode(), explained(self.device):
+        with self._alone(), torch.inference_mode():
             if self.threads is not None and torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)
             yield
@@ -96,12 +100,13 @@ class Backend:
 
     def keep(self, weight: Weight) -> Weight:
         """On the device, packed."""
-        with explained(self.device):
+        with self._alone():
             return packed.keep(weight, self.device)
 
     def keep_vector(self, values: Floats) -> Tensor:
         """On the device."""
-        return packed.tensor_of(values, self.device)
+        with self._alone():
+            return packed.tensor_of(values, self.device)
 
     def available_bytes(self) -> int | None:
         """Free memory of the GPU, or of the machine."""
@@ -115,8 +120,8 @@ class Backend:
 
     def new_cache(self, L: int, H: int, D: int, capacity: int, formats: Mapping[str, str]) -> TorchCache:
         """On the device. What was recorded with an earlier one is forgotten, and its memory with it."""
-        self._recorded = self._places = None
-        with explained(self.device):
+        with self._alone(), torch.inference_mode(False):
+            self._recorded = self._places = None
             return TorchCache(L, H, D, capacity, self.dtype, self.device)
 
     def rows(self, weight: Weight, ids: NDArray[np.int64]) -> Tensor:
@@ -153,7 +158,14 @@ class Backend:
 
     def attend(self, qkv: Tensor, layer: int, batch: Any, heads: int, parts: int) -> Tensor:
         """_torch_attention.py"""
-        return attend(qkv, layer, self._placed(batch), heads, parts)
+        return attend(qkv.to(self.dtype), layer, self._placed(batch), heads, parts)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The device is the thread's current one, and nobody else's."""
+        current = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        with _entry, current, explained(self.device):
+            yield
 
     def _placed(self, batch: Any) -> Places:
         """The batch on the device; the same for all layers."""
@@ -177,7 +189,7 @@ def device_of(name: str | None) -> torch.device:
     if name is None:
         name = next(kind for kind, is_there in there.items() if is_there)
     kind, _, number = name.partition(":")
-    if kind not in there or (number and not (kind == "cuda" and number.isdecimal())):
+    if not re.fullmatch(r"cuda(:[0-9]{1,3})?|mps|cpu", name):
         raise UsageError(f"unknown device {printable(name)!r}; devices: cuda, cuda:N, mps, cpu")
     if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
         have = [kind for kind, is_there in there.items() if is_there]
@@ -191,20 +203,20 @@ def explained(device: torch.device, remedy: str = "lower --context, or use a sma
     try:
         yield
     except RuntimeError as error:  # MPS and CPUs have no class of their own for it
-        if not isinstance(error, torch.OutOfMemoryError) and not re.search("out of memory|allocate memory", str(error)):
+        if not isinstance(error, torch.OutOfMemoryError) and not re.search(_FULL, str(error)):
             raise
         raise MachineError(f"no memory left on {device}; close what else uses it, {remedy}") from error
 
 
 def _record_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """A step as a CUDA graph. It is run once before, on a side stream as CUDA asks: nothing may be compiled in it."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # of the current device, which the caller has chosen
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         out = step()
 
     def again() -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from glmcpu.backends.torch import Backend
+from glmcpu.backends.torch import Backend, explained
 from glmcpu.peak_memory import peak_rss_bytes
 
 READ_BYTES = {"cpu": 1 << 29}
@@ -27,13 +27,18 @@ class Ceilings:
         self._device, self._dtype = backend.device, backend.dtype
         if threads is not None:
             torch.set_num_threads(threads)
+        with explained(self._device):
+            self._take()
         self.threads = torch.get_num_threads()
-        n, side = READ_BYTES.get(self._device.type, 1 << 31) // 4, SIDE.get(self._device.type, 8192)
-        self._data = torch.ones(n, device=self._device)
-        self._matrix = torch.ones(side, side, device=self._device, dtype=self._dtype)
         self.extra_bytes = self._data.nbytes + self._matrix.nbytes
         self.read_gb_per_s = self.read()
         self.dot_gmac_per_s = self.fma_gmac_per_s = self.fma()
+
+    def _take(self) -> None:
+        """The memory that is read and multiplied."""
+        n, side = READ_BYTES.get(self._device.type, 1 << 31) // 4, SIDE.get(self._device.type, 8192)
+        self._data = torch.ones(n, device=self._device)
+        self._matrix = torch.ones(side, side, device=self._device, dtype=self._dtype)
 
     def read(self) -> float:
         """GB/s of reading the device's memory, now."""

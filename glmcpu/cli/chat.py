@@ -46,7 +46,7 @@ _EMBEDDED = (
     "--lookup/--no-lookup",
     default=True,
     show_default=True,
-    help="Guess ahead from what was said before: faster where an answer repeats it, and the same text.",
+    help="Guess ahead from what was said before (cpu): faster where an answer repeats it, and the same text.",
 )
 @debug_option
 def command(

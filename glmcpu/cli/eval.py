@@ -94,7 +94,8 @@ def command(
     MODEL is a name in the models folder or a file; without it the only model there is is measured. Of each line
     {"prompt": "..", "response": ".."} of FILE, with "history": [["question", "answer"]] if there is one, the response
     is scored; of any other text the second half of each 512 tokens. With --reference the probabilities of each token
-    are compared with that model's, to which --adapter and --cache do not apply.
+    are compared with that model's, to which --adapter and --cache do not apply; --layers and --plot
+    compare the weights alone, whatever the adapter or the backend.
 
     With --task summarise the model answers each prompt, as ptuning/main.py of ChatGLM-6B does, and the answers are
     compared with the responses: BLEU-4, ROUGE-1, ROUGE-2 and ROUGE-L. It needs pip install "glmcpu[tune]". The options

@@ -27,8 +27,8 @@ _NOTES = 20  # lines of progress where stderr is no terminal
 def settings_options(function: F) -> F:
     """The fields of tuning.Settings, under their names there; None where one is not given."""
 
-    def whole(*names: str, low: int = 1, default: str, text: str) -> Callable[[F], F]:
-        check = whole_number(low, limits.TUNING_STEPS)
+    def whole(*names: str, low: int = 1, high: int = limits.TUNING_STEPS, default: str, text: str) -> Callable[[F], F]:
+        check = whole_number(low, high)
         return click.option(*names, callback=check, metavar="N", help=f"{text}  [default: {default}]")
 
     options = (
@@ -47,7 +47,7 @@ def settings_options(function: F) -> F:
         click.option("--epochs", type=float, metavar="X", help="In place of --steps: passes over the examples."),
         whole("--max-source-length", "source_tokens", low=2, default="64", text="Of a question; the rest is cut."),
         whole("--max-target-length", "target_tokens", low=3, default="64", text="Of an answer; the rest is cut."),
-        whole("--seed", low=0, default="42", text="Another order, another beginning."),
+        whole("--seed", low=0, high=1 << 32, default="42", text="Another order, another beginning."),
         whole("--save-every", default="1000", text="Steps between two checkpoints."),
         whole("--evaluate-every", default="as --save-every", text="Steps between two looks at --validation."),
         whole("--patience", default="never", text="End after so many looks without a better loss."),
@@ -95,11 +95,12 @@ def command(
     tuning = _imported()
     from glmcpu import store
     from glmcpu.cli import plot_loss
+    from glmcpu.files import expanded
     from glmcpu.texts import Columns
 
     chosen = tuning.Settings(**{name: value for name, value in settings.items() if value is not None})
-    path = store.only() if base is None else store.find(base)
-    with terminal.StatusLine() as line, _interruptible(line, Path(output)):
+    path, folder = store.only() if base is None else store.find(base), expanded(output)
+    with terminal.StatusLine() as line, _interruptible(line, folder):
         state = tuning.tune(
             examples,
             path,
@@ -115,7 +116,7 @@ def command(
             report=_Progress(line),
             note=terminal.note,
         )
-    plot_loss.draw(state.log, Path(output) / "loss.svg")
+    plot_loss.draw(state.log, folder / "loss.svg")
     best = f"best validation loss {state.best:.4f}" if state.best is not None else f"loss {state.log[-1]['loss']:.4f}"
     terminal.write_line(
         f"wrote {shown(output)}: {state.step:,} steps, {best}; next: glmcpu chat {printable(path, 200)} "

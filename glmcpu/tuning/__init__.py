@@ -54,8 +54,9 @@ def tune(
     Raises DataError for what is wrong with a file, naming the line, UsageError for settings and for a loss that is no
     number any more, MachineError for memory and disk. The base model's file is only read.
     """
-    folder = Path(output)
-    _check_output(folder, resume, overwrite)
+    folder = _folder(output, resume, overwrite)
+    if validation is None and (settings.patience is not None or settings.evaluate_every is not None):
+        raise UsageError("patience and evaluate_every are for the validation loss; give validation examples too")
     backend = Backend(device, dtype, settings.checkpointing)
     path, words = store.find(base), Model.load(base, backend="reference", context=1)
     require_tokenizer(words)
@@ -79,9 +80,18 @@ def tune(
     return trainer.run(report)
 
 
-def _check_output(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Raises UsageError when a training would be lost."""
+def _folder(output: _Path, resume: bool, overwrite: bool) -> Path:
+    """The folder to write to; raises UsageError when something would be lost there."""
+    if not os.fspath(output):
+        raise UsageError("the output's name is empty; name a folder to write to")
+    folder = files.expanded(os.fspath(output))
     if files.exists(folder) and not folder.is_dir():
         raise UsageError(f"{shown(folder)}: is a file; name a folder to write to")
-    if files.exists(folder / FILE) and not resume and not overwrite:
-        raise UsageError(f"{shown(folder)}: holds a training; go on with --resume, or replace it with --overwrite")
+    if files.exists(folder / FILE):
+        if not resume and not overwrite:
+            raise UsageError(f"{shown(folder)}: holds a training; go on with --resume, or replace it with --overwrite")
+    elif not resume and (there := state.written(folder)):
+        raise UsageError(
+            f"{shown(there[0])}: is there and of no training of glmcpu that could be replaced; name another folder"
+        )
+    return folder

@@ -5,11 +5,13 @@
     OUTPUT/pytorch_model.bin, config.json            the best prefix by the validation loss, or the last
     OUTPUT/loss.jsonl                                a line for each look at the losses
 
-The state is a torch file of tensors, read back by the reader of convert/ that runs nothing; its JSON is one of them.
+The state is a torch file of tensors, read back by the reader of convert/ that runs nothing; its JSON is one of them,
+and the losses are another.
 """
 
 import contextlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +25,8 @@ from glmcpu.errors import DataError, shown
 
 FILE = "training_state.bin"
 _VERSION = 1
-_JSON = "state"
+_JSON, _LOG = "state", "log"
+_COLUMNS = ("step", "loss", "learning_rate", "validation_loss")
 
 
 @dataclass
@@ -43,10 +46,14 @@ class State:
 
 def write(output: Path, tensors: dict[str, Tensor], state: State, identity: dict[str, Any]) -> None:
     """Replaces the state file; raises MachineError, and the one before stays."""
-    document = {"version": _VERSION, "identity": identity, **vars(state)}
+    numbers = {name: value for name, value in vars(state).items() if name != _LOG}
+    document = {"version": _VERSION, "identity": identity, **numbers}
     raw = np.frombuffer(json.dumps(document).encode(), np.uint8).copy()
+    rows = np.array([[line.get(key, math.nan) for key in _COLUMNS] for line in state.log], np.float64)
+    # Our reader makes float32 of doubles, and takes no empty tensors.
+    log = {_LOG: torch.from_numpy(rows.view(np.int64))} if state.log else {}
     with files.atomic_write(output / FILE) as file:
-        _save({**tensors, _JSON: torch.from_numpy(raw)}, file)
+        _save({**tensors, **log, _JSON: torch.from_numpy(raw)}, file)
 
 
 def read(output: Path) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
@@ -60,15 +67,27 @@ def read(output: Path) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
         raise DataError(f"{shown(output)}: holds no training to go on with; leave --resume out")
     with contextlib.closing(WeightFile(path)) as file:
         arrays = {name: stored_tensor.read(tensor) for name, tensor in read_tensors(file).items()}
-    if _JSON not in arrays:
+    rows = arrays.pop(_LOG, np.zeros((0, len(_COLUMNS)), np.int64))
+    if _JSON not in arrays or rows.dtype != np.int64 or rows.shape[1:] != (len(_COLUMNS),):
         raise _foreign(path)
+    log = [_line(row) for row in rows.view(np.float64).tolist()]
     table = strict_json.parse(arrays.pop(_JSON).tobytes(), shown(path))
     if not isinstance(table, dict) or table.pop("version", None) != _VERSION:
         raise _foreign(path)
     identity = table.pop("identity", None)
-    if not isinstance(identity, dict) or table.keys() != vars(State()).keys() or type(table["step"]) is not int:
+    if (
+        not isinstance(identity, dict)
+        or table.keys() | {_LOG} != vars(State()).keys()
+        or type(table["step"]) is not int
+    ):
         raise _foreign(path)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, State(**table), identity
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, State(**table, log=log), identity
+
+
+def _line(row: list[float]) -> dict[str, Any]:
+    """A line of the log out of its row; what was not measured is NaN there."""
+    line = {key: value for key, value in zip(_COLUMNS, row, strict=True) if not math.isnan(value)}
+    return {**line, "step": int(row[0])}
 
 
 def _foreign(path: Path) -> DataError:
@@ -97,13 +116,19 @@ def checkpoints(output: Path) -> list[Path]:
 
 def remove(output: Path) -> None:
     """Deletes what a training has written, and nothing else; the state last, so that a folder half emptied has one."""
-    for folder in (*checkpoints(output), output):
-        for name in ("pytorch_model.bin", "config.json", "loss.jsonl", "loss.svg", FILE):
-            if files.exists(folder / name):
-                files.remove(folder / name)
-        if folder != output:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+    folders = checkpoints(output)
+    for path in written(output):
+        files.remove(path)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def written(output: Path) -> list[Path]:
+    """The files in `output` that have the names a training gives, the state last."""
+    names = ("pytorch_model.bin", "config.json", "loss.jsonl", "loss.svg", FILE)
+    found = [folder / name for folder in (*checkpoints(output), output) for name in names]
+    return [path for path in found if files.exists(path)]
 
 
 class _Watched:

@@ -5,7 +5,8 @@
     now and then:       validation loss, a checkpoint, the state to go on from
 
 The forward is the product's own, models/chatglm.py, on backends/torch_training.py. Everything random is drawn anew from
-seed and step, so a training that goes on from its state ends in the same bits as one that was never interrupted.
+seed and step, so a training that goes on from its state ends in the same bits as one that was never interrupted (on a
+CPU; GPUs add up gradients in no fixed order).
 """
 
 import dataclasses
@@ -77,7 +78,8 @@ class Trainer:
         memory.require(self._packed.size_bytes + 6 * prefix_bytes, f"tuning {shown(base)}", backend.available_bytes())
         self.model: Any = generation.build(self.config, self._packed, backend)  # type: ignore[arg-type]
         s = self.settings
-        self.encoder = PrefixEncoder(self.config, s.prefix_tokens, s.projection, s.seed).to(backend.device)
+        with explained(backend.device, "or take a shorter --prefix-tokens"):
+            self.encoder = PrefixEncoder(self.config, s.prefix_tokens, s.projection, s.seed).to(backend.device)
         self._parameters = dict(self.encoder.named_parameters())
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=s.learning_rate, weight_decay=0.0)
         self.state = State()
