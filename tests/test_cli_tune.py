@@ -86,6 +86,30 @@ def test_an_interrupted_training_goes_on_to_the_same_prefix(
     assert logs[0] == logs[1]
 
 
+def test_a_training_that_ended_before_its_first_checkpoint_goes_on_or_is_replaced(
+    tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = (write_examples(tmp_path / "x.jsonl"), "--base", talker("int8"), *SHORT, "--save-every", 4)
+    assert run(capfd, *common, "-o", tmp_path / "whole")[0] == 0
+    real = Trainer._step
+
+    def step(self: Trainer) -> float:
+        if self.state.step == 1:
+            raise KeyboardInterrupt
+        return real(self)
+
+    for option in ("--resume", "--overwrite"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", step)
+            assert run(capfd, *common, "-o", tmp_path / option)[0] == 130
+        code, _, err = run(capfd, *common, "-o", tmp_path / option)
+        assert code == 2
+        assert "go on with --resume, or replace it with --overwrite" in err
+        assert run(capfd, *common, "-o", tmp_path / option, option)[0] == 0
+        for name in ("loss.jsonl", "pytorch_model.bin"):
+            assert (tmp_path / option / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_overwriting_leaves_nothing_of_the_training_before(tmp_path: Path, capfd: Capture) -> None:
     common = (write_examples(tmp_path / "x.jsonl"), "--base", talker("int8"), "-o", tmp_path / "out", *SHORT)
     mine = tmp_path / "out" / "notes.txt"

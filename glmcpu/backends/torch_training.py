@@ -76,7 +76,7 @@ class Backend(inference.Backend):
     def attend(self, qkv: Tensor, layer: int, batch: Batch, heads: int, parts: int) -> Tensor:
         """Of B sequences that are all S tokens long; raises UsageError for others."""
         cos, sin, mask = self._tables(batch)
-        B, _, S = len(mask), 1, cos.shape[1]
+        B, S = len(mask), cos.shape[1]
         q, k, v = qkv.view(B, S, heads, 3, -1).unbind(3)  # (B, S, H, D)
         q, k = (rotate(t, cos, sin, parts).to(v.dtype) for t in (q, k))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))

@@ -127,11 +127,13 @@ def command(
 @contextlib.contextmanager
 def _interruptible(line: terminal.StatusLine, output: Path) -> Iterator[None]:
     """Says how to go on, where there is something to go on with."""
+    from glmcpu.tuning.state import FILE
+
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         line.clear()
-        if (output / "training_state.bin").exists():
+        if (output / FILE).exists():
             terminal.note("the same command with --resume goes on from the last checkpoint")
         raise
 

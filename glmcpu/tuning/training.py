@@ -111,7 +111,7 @@ class Trainer:
         Raises UsageError when the loss is no number any more, MachineError when the disk or the device is full: what
         was saved before stays.
         """
-        state.write_log(self.output, self.state)  # what cannot be written is found now, not after an hour
+        self._write_state()  # the folder is this training's from now on; what cannot be written is found now
         s, begun_s, begun, now = self.settings, time.monotonic(), self.state.step, self.state
         steps = s.steps or 0
         while now.step < steps and not self._has_settled():
@@ -188,9 +188,10 @@ class Trainer:
     def _write_state(self) -> None:
         tensors = {}
         for name, parameter in self._parameters.items():
-            moments = self._optimizer.state[parameter]
+            moments = self._optimizer.state[parameter]  # none before the first step
             tensors[f"prefix.{name}"] = parameter.detach().cpu()
-            tensors[f"mean.{name}"], tensors[f"square.{name}"] = moments["exp_avg"].cpu(), moments["exp_avg_sq"].cpu()
+            for short, moment in (("mean", "exp_avg"), ("square", "exp_avg_sq")):
+                tensors[f"{short}.{name}"] = (moments[moment] if moments else torch.zeros_like(parameter)).cpu()
         state.write(self.output, tensors, self.state, self._identity)
         state.write_log(self.output, self.state)
         self._saved_s = time.monotonic()
